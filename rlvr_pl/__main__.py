@@ -1,0 +1,6 @@
+"""``python -m rlvr_pl {fit,validate,test,predict}``."""
+
+from rlvr_pl.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Callbacks: the resume point, the clean interrupt, sample completions and the progress bar."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlvr_pl.types import ConfigError, PromptBatch
+
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the trainer validates after this rollout: the last rollout always is."""
+    due = trainer.should_stop or (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+    return due and trainer.enable_validation
+
+
+class LastRolloutIsEvaluated(Callback):
+    """Validates after the last rollout, whether or not it falls on ``val_check_interval``."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == trainer.num_training_batches:
+            trainer.should_stop = True  # a trainer that stops validates first
+
+
+class ResumePoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt``, from which an interrupted run goes on to the same end, bit for bit.
+
+    It is written between rollouts only, never inside one, and after the evaluation where one is due: a checkpoint
+    taken in between would lose that evaluation. An interrupt (Ctrl-C or SIGTERM) lets the rollout in progress finish,
+    writes the checkpoint and then ends the run; a second Ctrl-C ends it at once, with the last checkpoint in place.
+
+    Args:
+        every_n_rollouts: how often to write it. It is also written after every evaluation and on an interrupt.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10) -> None:
+        if every_n_rollouts < 1:
+            raise ConfigError(f"resume_point.every_n_rollouts is {every_n_rollouts}; it must be at least 1")
+        self.every_n_rollouts = every_n_rollouts
+        self._interrupted = False
+        self._previous_handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._interrupted = False
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[signum] = signal.signal(signum, self._note_interrupt)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
+
+    def _note_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        rank_zero_info("\nInterrupted: finishing this rollout and writing a checkpoint. Once more to stop at once.")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        # Ranks may have noticed the signal at different times.
+        self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        due = self._interrupted or (batch_idx + 1) % self.every_n_rollouts == 0
+        if due and not _validation_follows(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _save(self, trainer: Trainer) -> None:
+        """All of the file or none of it."""
+        assert trainer.log_dir is not None
+        path = Path(trainer.log_dir) / LAST_CHECKPOINT
+        unfinished = path.with_suffix(".unfinished")
+        trainer.save_checkpoint(unfinished)
+        if trainer.is_global_zero:
+            os.replace(unfinished, path)
+        trainer.strategy.barrier()
+
+
+class SampleCompletions(Callback):
+    """Writes a few completions to TensorBoard as text, with prompt, reward and verdict.
+
+    Args:
+        every_n_rollouts: how often.
+        count: how many, each of another prompt where there are as many.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10, count: int = 4) -> None:
+        if every_n_rollouts < 1:
+            raise ConfigError(f"samples.every_n_rollouts is {every_n_rollouts}; it must be at least 1")
+        self.every_n_rollouts = every_n_rollouts
+        self.count = count
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: PromptBatch,
+        batch_idx: int,
+    ) -> None:
+        if batch_idx % self.every_n_rollouts:
+            return
+        completions, rewards = outputs["completions"], outputs["rewards"].tolist()
+        group = len(completions) // len(batch.questions)
+        parts = []
+        for i in range(0, len(completions), group)[: self.count]:
+            prompt, completion = batch.questions[i // group].prompt, completions[i]
+            verdict = f"**reward {rewards[i]:g}**, gold answer {completion.gold}, {completion.tokens} tokens" + (
+                ", truncated" if completion.truncated else ""
+            )
+            parts.append(f"{verdict}\n\n{_verbatim(prompt)}\n\n{_verbatim(completion.text)}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("samples", "\n\n---\n\n".join(parts), global_step=batch.rollout + 1)
+
+
+def _verbatim(text: str) -> str:
+    """As a Markdown code block, so that tags and newlines show."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+class RolloutProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, which counts rollouts here, without what says nothing: epochs and version numbers."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description("Rollouts")

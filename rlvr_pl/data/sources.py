@@ -1,0 +1,140 @@
+"""Where problems come from: rows in GSM8K's schema, ``{"question": str, "answer": "… #### 18"}``, by split.
+
+A source is any callable that takes a split's name and returns its rows, or None where it has no such split. Rows are
+passed on unchecked; :mod:`rlvr_pl.data.questions` refuses bad ones by their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+
+from rlvr_pl.data.problems import Split, embedded_problems
+from rlvr_pl.types import ConfigError
+
+
+class DataSource(Protocol):
+    def __call__(self, split: Split) -> Iterable[object] | None:
+        """The rows of ``train`` or ``test``, in a fixed order, or None where there is no such split."""
+
+
+class EmbeddedProblems:
+    """Generated arithmetic word problems; see :mod:`rlvr_pl.data.problems`.
+
+    Args:
+        train_size: how many train problems.
+        test_size: how many test problems.
+        seed: of the generator. It is not the run's seed: every run has the same problems.
+    """
+
+    def __init__(self, train_size: int = 8192, test_size: int = 512, seed: int = 0) -> None:
+        self.sizes = {"train": train_size, "test": test_size}
+        self.seed = seed
+
+    def __call__(self, split: Split) -> Sequence[dict[str, str]]:
+        return embedded_problems(split, self.sizes[split], self.seed)
+
+
+class HubDataset:
+    """A dataset of the Hugging Face hub.
+
+    Args:
+        path: its id.
+        name: its configuration, ``main`` for GSM8K.
+    """
+
+    def __init__(self, path: str, name: str | None = None) -> None:
+        self.path = path
+        self.name = name
+
+    def __call__(self, split: Split) -> Iterable[object] | None:
+        try:
+            loaded = datasets.load_dataset(self.path, self.name)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"data.source: cannot load {self.path!r}: it is neither a local file or folder nor to be had from the "
+                f"Hugging Face hub ({reason}). Check the name and the network, or give a local path, or 'embedded'"
+            ) from error
+        return loaded.get(split)
+
+
+class LocalDataset:
+    """A jsonl or parquet file, a folder with ``train`` and ``test`` files of these kinds, or a ``save_to_disk`` folder.
+
+    Args:
+        path: of the file or folder. A single file is the train split.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).expanduser()
+
+    def __call__(self, split: Split) -> Iterable[object] | None:
+        if self.path.is_file():
+            return read_file(self.path) if split == "train" else None
+        if (self.path / "dataset_dict.json").is_file() or (self.path / "state.json").is_file():
+            saved = datasets.load_from_disk(str(self.path))
+            if isinstance(saved, datasets.DatasetDict):
+                return saved.get(split)
+            return saved if split == "train" else None
+        files = [self.path / f"{split}{suffix}" for suffix in _READERS]
+        return next((read_file(file) for file in files if file.is_file()), None)
+
+
+def _read_jsonl(path: Path) -> list[object]:
+    """One row a line; a line that is not JSON stands for itself, to be refused by its number like other bad rows."""
+    rows: list[object] = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                rows.append(line)
+    return rows
+
+
+def _read_parquet(path: Path) -> Iterable[object]:
+    return datasets.Dataset.from_parquet(str(path))
+
+
+_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def read_file(path: Path) -> Iterable[object]:
+    """The rows of a jsonl or parquet file.
+
+    Raises:
+        ConfigError: for another kind of file, or one that cannot be read.
+    """
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise ConfigError(f"data.source: {str(path)!r} is neither a .jsonl nor a .parquet file")
+    try:
+        return reader(path)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(f"data.source: cannot read {str(path)!r}: {str(error).splitlines()[0]}") from error
+
+
+def find_source(source: str | DataSource) -> DataSource:
+    """The data source that a setting names.
+
+    Args:
+        source: ``embedded``; the path of a local dataset; a hub id; or a data source, which is returned as it is.
+
+    Raises:
+        ConfigError: if it is a path and nothing is there.
+    """
+    if not isinstance(source, str):
+        return source
+    if source == "embedded":
+        return EmbeddedProblems()
+    path = Path(source).expanduser()
+    if path.exists():
+        return LocalDataset(source)
+    if path.is_absolute() or path.suffix in _READERS or source.startswith((".", "~")) or source.count("/") > 1:
+        raise ConfigError(f"data.source: there is no file or folder {source!r}")
+    return HubDataset(source, "main" if source == "openai/gsm8k" else None)

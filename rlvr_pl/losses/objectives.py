@@ -1,0 +1,104 @@
+"""The named objectives, each with its paper's constants. A new one is a class like these."""
+
+from __future__ import annotations
+
+from rlvr_pl.losses import ratio
+from rlvr_pl.losses.advantage import AdvantageEstimator, group_mean, group_std
+from rlvr_pl.losses.aggregation import SeqMeanTokenMean, SeqMeanTokenSumNorm
+from rlvr_pl.losses.policy_loss import PPOClip
+from rlvr_pl.losses.strategy import LossStrategy
+
+
+class GRPO(LossStrategy):
+    """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, eq. 3).
+
+    Standardised group rewards, a ratio and a clip per token, the mean over a sequence's tokens and then over sequences.
+
+    Args:
+        clip_low: ε below 1.
+        clip_high: ε above 1.
+        beta: weight of the KL term (k3) against the initial policy; the paper's is 0.04. 0 drops the reference policy.
+        advantage_eps: added to the group's standard deviation.
+    """
+
+    def __init__(
+        self, clip_low: float = 0.2, clip_high: float = 0.2, beta: float = 0.04, advantage_eps: float = 1e-4
+    ) -> None:
+        super().__init__(
+            advantage=AdvantageEstimator(group_mean, group_std, advantage_eps),
+            log_ratio=ratio.token,
+            policy_loss=PPOClip(clip_low, clip_high),
+            aggregation=SeqMeanTokenMean(),
+            beta=beta,
+        )
+
+
+class DrGRPO(LossStrategy):
+    """GRPO Done Right (arXiv 2503.20783, §3.2): GRPO without its two biases.
+
+    Neither the group's standard deviation nor the completion's own length divides anything: a sequence's token losses
+    are summed and divided by the generation budget, the same constant for all.
+
+    Args:
+        clip_low: ε below 1.
+        clip_high: ε above 1.
+        beta: weight of the KL term (k3) against the initial policy; the paper uses none.
+    """
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, beta: float = 0.0) -> None:
+        super().__init__(
+            advantage=AdvantageEstimator(group_mean, scale=None),
+            log_ratio=ratio.token,
+            policy_loss=PPOClip(clip_low, clip_high),
+            aggregation=SeqMeanTokenSumNorm(),
+            beta=beta,
+        )
+
+
+class GSPO(LossStrategy):
+    """Group Sequence Policy Optimization (arXiv 2507.18071, eq. 5–7).
+
+    One ratio a sequence, the geometric mean of its token ratios, clipped as one. Its band is three orders narrower than
+    a token ratio's, since a mean over a few hundred tokens hardly moves.
+
+    Args:
+        clip_low: ε below 1.
+        clip_high: ε above 1.
+        beta: weight of the KL term (k3) against the initial policy; the paper uses none.
+        advantage_eps: added to the group's standard deviation.
+    """
+
+    def __init__(
+        self, clip_low: float = 3e-4, clip_high: float = 4e-4, beta: float = 0.0, advantage_eps: float = 1e-4
+    ) -> None:
+        super().__init__(
+            advantage=AdvantageEstimator(group_mean, group_std, advantage_eps),
+            log_ratio=ratio.sequence_geometric,
+            policy_loss=PPOClip(clip_low, clip_high),
+            aggregation=SeqMeanTokenMean(),
+            beta=beta,
+        )
+
+
+class GSPOToken(LossStrategy):
+    """GSPO-token (arXiv 2507.18071, eq. 13–14): GSPO's ratio in value, with gradients token by token.
+
+    It equals GSPO where a sequence has one advantage, and is the form that takes an advantage per token.
+
+    Args:
+        clip_low: ε below 1.
+        clip_high: ε above 1.
+        beta: weight of the KL term (k3) against the initial policy; the paper uses none.
+        advantage_eps: added to the group's standard deviation.
+    """
+
+    def __init__(
+        self, clip_low: float = 3e-4, clip_high: float = 4e-4, beta: float = 0.0, advantage_eps: float = 1e-4
+    ) -> None:
+        super().__init__(
+            advantage=AdvantageEstimator(group_mean, group_std, advantage_eps),
+            log_ratio=ratio.sequence_geometric_stopgrad,
+            policy_loss=PPOClip(clip_low, clip_high),
+            aggregation=SeqMeanTokenMean(),
+            beta=beta,
+        )

@@ -1,0 +1,422 @@
+"""The training loop's inside: rollout → reward → advantage → update, and the evaluation."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlvr_pl.losses import LossStrategy
+from rlvr_pl.metrics import EvaluationMetrics, grade
+from rlvr_pl.policy import TokenScores, score
+from rlvr_pl.pretrained import load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.randomness import evaluation_noise, rollout_noise
+from rlvr_pl.records import records_path, write_records
+from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
+from rlvr_pl.rollout import GenerateEngine, RolloutEngine, Sampling
+from rlvr_pl.types import ConfigError, LossInputs, PromptBatch, Rollout
+from rlvr_pl.update import MicroBatch, UpdateStats, empty_micro_batch, plan_update
+
+
+class GroupPolicyModule(LightningModule):
+    """A language model trained by a group-policy objective on verifiable rewards.
+
+    One training step is one whole rollout and all its updates, so a checkpoint always falls between rollouts.
+
+    Args:
+        policy: ``embedded``, a model folder, or a hub id such as ``Qwen/Qwen2.5-1.5B-Instruct``.
+        loss: the objective: GRPO, DrGRPO, GSPO, GSPOToken or a class of your own.
+        rewards: reward functions and their weights; the published pair, correctness and tag_format, by default.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from the optimizer to a scheduler, stepped once an optimizer step.
+        group_size: G, completions per prompt.
+        max_completion_tokens: the budget of a completion, in training and in evaluation.
+        temperature: of the rollouts, and of the log-probabilities that are compared.
+        minibatches_per_rollout: optimizer steps per pass over a rollout. With one step a rollout the ratio is always 1,
+            and GRPO and GSPO are the same algorithm.
+        epochs_per_rollout: passes over a rollout.
+        micro_batch_tokens: tokens, pads included, that go through the policy together in an update.
+        max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
+        gradient_checkpointing: compute activations again in the backward pass rather than keep them.
+        eval_temperature: 0 evaluates greedily.
+        eval_samples: completions per question in evaluation.
+        seed: of the sampling noise. The command line takes it from ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        loss: LossStrategy,
+        rewards: list[RewardTerm] | None = None,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        group_size: int = 8,
+        max_completion_tokens: int = 512,
+        temperature: float = 1.0,
+        minibatches_per_rollout: int = 4,
+        epochs_per_rollout: int = 1,
+        micro_batch_tokens: int = 16384,
+        max_grad_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        eval_temperature: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for key, value in {
+            "max_completion_tokens": max_completion_tokens,
+            "minibatches_per_rollout": minibatches_per_rollout,
+            "epochs_per_rollout": epochs_per_rollout,
+            "micro_batch_tokens": micro_batch_tokens,
+            "eval_samples": eval_samples,
+        }.items():
+            if value < 1:
+                raise ConfigError(f"model.{key} is {value}; it must be at least 1")
+        if group_size < 2:
+            raise ConfigError(
+                f"model.group_size is {group_size}; a group-relative advantage needs at least 2 completions per prompt"
+            )
+        if temperature <= 0:
+            raise ConfigError(f"model.temperature is {temperature}; rollouts need a temperature above 0")
+        if eval_temperature < 0:
+            raise ConfigError(f"model.eval_temperature is {eval_temperature}; it must be at least 0 (greedy)")
+        if eval_samples > 1 and eval_temperature == 0:
+            raise ConfigError("model.eval_samples is above 1, but greedy samples are all alike; set eval_temperature")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ConfigError(f"model.max_grad_norm is {max_grad_norm}; it must be above 0, or null for no clipping")
+        # Objects stay out of the checkpoint: it must load with weights_only.
+        self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler"])
+        self.automatic_optimization = False
+        self.policy_name = policy
+        self.loss = loss
+        self.reward_sum = RewardSum(rewards or [RewardTerm(correctness), RewardTerm(tag_format)])
+        self.optimizer_factory = optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.group_size = group_size
+        self.sampling = Sampling(max_completion_tokens, temperature)
+        self.eval_sampling = Sampling(max_completion_tokens, eval_temperature)
+        self.minibatches_per_rollout = minibatches_per_rollout
+        self.epochs_per_rollout = epochs_per_rollout
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_grad_norm = max_grad_norm
+        self.gradient_checkpointing = gradient_checkpointing
+        self.eval_samples = eval_samples
+        self.seed = seed
+
+        self.policy: PreTrainedModel
+        self.engine: RolloutEngine
+        self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints
+        self.rollouts_done = 0
+        self.completion_tokens = 0  # generated for training so far, over all ranks
+        self.evaluation_metrics = EvaluationMetrics()
+        self.evaluation_records: list[dict[str, Any]] = []
+
+    # Set-up
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot run before any weight is loaded."""
+        load_config(self.policy_name)
+        if stage == "fit" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            self.check_division(self.trainer.datamodule.prompts_per_rollout, self.trainer.world_size)  # type: ignore[attr-defined]
+
+    def check_division(self, prompts_per_rollout: int, world_size: int) -> None:
+        """Every minibatch must hold whole groups, as many on each rank.
+
+        Raises:
+            ConfigError: if it would not.
+        """
+        parts = self.minibatches_per_rollout * world_size
+        if prompts_per_rollout % parts:
+            raise ConfigError(
+                f"data.prompts_per_rollout is {prompts_per_rollout}, which does not divide by "
+                f"{self.minibatches_per_rollout} minibatches (model.minibatches_per_rollout) × {world_size} ranks; "
+                f"make it a multiple of {parts}"
+            )
+
+    def configure_model(self) -> None:
+        """Load the policy, once."""
+        if hasattr(self, "policy"):
+            return
+        config = load_config(self.policy_name)
+        self.tokenizer = load_tokenizer(self.policy_name)
+        self.policy = load_policy(self.policy_name, config).train()
+        if self.gradient_checkpointing:
+            self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.loss.needs_reference:
+            self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
+        stop_ids = stop_token_ids(self.policy, self.tokenizer)
+        pad_id = self.tokenizer.pad_token_id
+        self.engine = GenerateEngine(self.policy, stop_ids, stop_ids[0] if pad_id is None else pad_id)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(self.policy.parameters())
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+
+    def on_fit_start(self) -> None:
+        for reference in self.reference:
+            reference.to(self.device)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Prompts are lists; the engine makes its tensors where it wants them."""
+        return batch
+
+    # Training
+
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        rollout = self.generate(prompts)
+        generated = time.perf_counter()
+        completions = self.read(rollout, prompts, self.group_size)
+        rewards = self.reward_sum(completions)
+        advantages = self.loss.advantages(rewards.total.view(-1, self.group_size)).flatten().to(self.device)
+        stats = self.update(rollout, advantages)
+        updated = time.perf_counter()
+        self.rollouts_done = prompts.rollout + 1
+        self.log_rollout(prompts, completions, rewards, stats, generated - start, updated - generated)
+        return {"prompts": prompts, "completions": completions, "rewards": rewards.total}
+
+    def generate(self, prompts: PromptBatch) -> Rollout:
+        """Sample a group of completions for each prompt."""
+        tokens = self.sampling.max_completion_tokens
+        noise = rollout_noise(self.seed, prompts.rollout, prompts.slots, self.group_size, tokens)
+        return self.engine.generate([q.prompt_ids for q in prompts.questions], self.group_size, self.sampling, noise)
+
+    def read(self, rollout: Rollout, prompts: PromptBatch, samples: int) -> list[Completion]:
+        """The completions as text, N of them, each with its question."""
+        lengths = rollout.lengths.tolist()
+        ids = [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        questions = [question for question in prompts.questions for _ in range(samples)]
+        return [
+            Completion(text=text, question=q.question, gold=q.gold, tokens=length, truncated=truncated)
+            for text, q, length, truncated in zip(texts, questions, lengths, rollout.truncated.tolist(), strict=True)
+        ]
+
+    def update(self, rollout: Rollout, advantages: Tensor) -> UpdateStats:
+        """Learn from a rollout: ``epochs_per_rollout`` passes of ``minibatches_per_rollout`` optimizer steps.
+
+        Args:
+            rollout: N sequences.
+            advantages: (N,).
+        """
+        plan = plan_update(
+            rollout,
+            advantages,
+            self.loss,
+            self.minibatches_per_rollout,
+            self.micro_batch_tokens,
+            self.sampling.max_completion_tokens,
+        )
+        for step, minibatch in enumerate(plan):
+            # Collectives need as many micro-batches on every rank, and an optimizer step needs a gradient.
+            most = self._reduce(torch.tensor(len(minibatch.micro_batches)), "max")
+            while len(minibatch.micro_batches) < max(1, int(most)):
+                minibatch.micro_batches.append(empty_micro_batch(rollout))
+            with torch.no_grad():
+                for micro_batch in minibatch.micro_batches:
+                    if step > 0:  # the first minibatch's old log-probs are its own current ones, detached
+                        micro_batch.old_logprobs = self.score(self.policy, micro_batch).logprobs
+                    for reference in self.reference:
+                        micro_batch.ref_logprobs = self.score(reference, micro_batch).logprobs
+        stats = UpdateStats(self.device)
+        for _ in range(self.epochs_per_rollout):
+            for minibatch in plan:
+                denominator = self._reduce(minibatch.denominator, "sum")
+                self.optimizer_step_on(minibatch.micro_batches, denominator, stats)
+        stats.sums = self._reduce(stats.sums, "sum")
+        stats.ratio_max = self._reduce(stats.ratio_max, "max")
+        return stats
+
+    def optimizer_step_on(self, micro_batches: Sequence[MicroBatch], denominator: Tensor, stats: UpdateStats) -> None:
+        """One optimizer step on the gradient of Σ numerators / ``denominator``, both over all ranks.
+
+        Raises:
+            FloatingPointError: if the gradient is not finite; the weights are then as they were.
+        """
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.zero_grad()
+        for i, micro_batch in enumerate(micro_batches):
+            scores = self.score(self.policy, micro_batch)
+            if micro_batch.old_logprobs is None:
+                micro_batch.old_logprobs = scores.logprobs.detach()
+            inputs = LossInputs(
+                scores.logprobs,
+                micro_batch.old_logprobs,
+                micro_batch.advantages,
+                micro_batch.mask,
+                micro_batch.ref_logprobs,
+            )
+            output = self.loss(inputs)
+            with self._gradient_sync(last=i == len(micro_batches) - 1):
+                # The strategy averages gradients over ranks; the denominator already counts them all.
+                self.manual_backward(output.numerator * self.trainer.world_size / denominator)
+            stats.add(inputs, output, scores.entropy)
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm}); "
+                "resume from the last checkpoint with a lower learning rate"
+            )
+        stats.grad_norms.append(grad_norm)
+        optimizer.step()
+        if (scheduler := self.lr_schedulers()) is not None:
+            scheduler.step()  # type: ignore[union-attr]
+
+    def score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
+        """Log-probabilities and entropies of a micro-batch under a policy; the same shapes whenever it is asked."""
+        return score(
+            policy, micro_batch.prompt_ids, micro_batch.completion_ids, micro_batch.mask, self.sampling.temperature
+        )
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once an optimizer step, with the last micro-batch."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        return nullcontext() if last else block()
+
+    def _reduce(self, value: Tensor, operation: str) -> Tensor:
+        """Reduce a tensor over all ranks."""
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op=operation)
+
+    # Evaluation
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        self.evaluate(prompts)
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        self.evaluate(prompts)
+
+    def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """The records of a batch, which ``trainer.predict`` returns."""
+        self.evaluate(prompts)
+        return self.evaluation_records[-len(prompts.questions) * self.eval_samples :]
+
+    def evaluate(self, prompts: PromptBatch) -> None:
+        """Answer and grade a batch of questions."""
+        noise = None
+        if self.eval_sampling.temperature > 0:
+            tokens = self.eval_sampling.max_completion_tokens
+            noise = evaluation_noise(self.seed, prompts.slots, self.eval_samples, tokens)
+        prompt_ids = [q.prompt_ids for q in prompts.questions]
+        rollout = self.engine.generate(prompt_ids, self.eval_samples, self.eval_sampling, noise)
+        completions = self.read(rollout, prompts, self.eval_samples)
+        grades = [grade(c) for c in completions]
+        self.evaluation_metrics.update(grades)
+        for i, (completion, verdict) in enumerate(zip(completions, grades, strict=True)):
+            question, sample = divmod(i, self.eval_samples)
+            self.evaluation_records.append(
+                {
+                    "question": prompts.questions[question].index,
+                    "sample": sample,
+                    "gold": completion.gold,
+                    **asdict(verdict),
+                    "completion": completion.text,
+                }
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation_metrics.reset()
+        self.evaluation_records = []
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_predict_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        self.finish_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.finish_evaluation("test")
+
+    def on_predict_epoch_end(self) -> None:
+        self.write_evaluation_records("predict")
+
+    def finish_evaluation(self, stage: str) -> None:
+        """Log the metrics and write the records, both over all ranks."""
+        values = {f"{stage}/{name}": float(value) for name, value in self.evaluation_metrics.compute().items()}
+        self.log_values(values, progress_bar=(f"{stage}/accuracy",))
+        self.write_evaluation_records(stage)
+
+    def write_evaluation_records(self, stage: str) -> None:
+        """Write the records of all ranks next to the logs."""
+        records = self.evaluation_records
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, records)
+            records = [record for part in gathered for record in part]
+        log_dir = self.trainer.log_dir
+        if self.trainer.is_global_zero and log_dir is not None:
+            write_records(records_path(log_dir, stage, self.rollouts_done), records)
+
+    # Logs and checkpoints
+
+    def log_rollout(
+        self,
+        prompts: PromptBatch,
+        completions: Sequence[Completion],
+        rewards: Rewards,
+        stats: UpdateStats,
+        rollout_s: float,
+        update_s: float,
+    ) -> None:
+        """Log one training step; values per sequence are means over all ranks' sequences."""
+        columns = {
+            "reward": rewards.total,
+            **{f"reward/{name}": part for name, part in rewards.parts.items()},
+            "accuracy": torch.tensor([float(grade(c).correct) for c in completions]),
+            "tokens_mean": torch.tensor([float(c.tokens) for c in completions]),
+            "truncated_rate": torch.tensor([float(c.truncated) for c in completions]),
+        }
+        table = torch.stack([c.double() for c in columns.values()], dim=1).to(self.device)  # (N, columns)
+        table = cast(Tensor, self.all_gather(table)).reshape(-1, len(columns))  # over all ranks
+        groups = table[:, 0].view(-1, self.group_size)
+        means = dict(zip(columns, table.mean(dim=0).tolist(), strict=True))
+        tokens = round(means["tokens_mean"] * len(table))
+        self.completion_tokens += tokens
+        diagnostics = stats.means()
+        if not self.loss.needs_reference:
+            del diagnostics["kl_ref"]
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        values = {
+            **{f"train/{name}": value for name, value in (means | diagnostics).items()},
+            "train/reward_std": float(groups.std(dim=1).mean()),
+            "train/zero_variance_groups": float((groups.amax(dim=1) == groups.amin(dim=1)).double().mean()),
+            "train/lr": optimizer.param_groups[0]["lr"],
+            "train/epoch": float(prompts.epoch),
+            "time/rollout_s": rollout_s,
+            "time/update_s": update_s,
+            "throughput/tokens_per_s": tokens / (rollout_s + update_s),
+        }
+        self.log_values(values, progress_bar=("train/reward", "train/accuracy"))
+
+    def log_values(self, values: dict[str, float], progress_bar: Sequence[str] = ()) -> None:
+        """Write values to the loggers over the count of rollouts, and offer them to callbacks and the progress bar.
+
+        They go to the loggers at once, not when Lightning gets to it, so that a checkpoint never outruns its log.
+        """
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.rollouts_done)
+        for name, value in values.items():
+            self.log(name, value, logger=False, prog_bar=name in progress_bar, batch_size=1, rank_zero_only=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rollouts_done"] = self.rollouts_done
+        checkpoint["completion_tokens"] = self.completion_tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.rollouts_done = checkpoint["rollouts_done"]
+        self.completion_tokens = checkpoint["completion_tokens"]

@@ -1,0 +1,111 @@
+"""Loading a policy and its tokenizer: the embedded default, a local folder, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlvr_pl.embedded import EMBEDDED_MODEL
+from rlvr_pl.types import ConfigError
+
+# Log-probabilities are taken from hidden states and the output embedding alone (policy.py), so a model that rescales
+# its logits afterwards would be scored wrongly.
+_LOGIT_RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def find_model(name: str) -> str:
+    """Where to load ``name`` from: a folder's path, or a hub id as it is.
+
+    Args:
+        name: ``embedded``, the path of a model folder, or a hub id such as ``Qwen/Qwen2.5-1.5B-Instruct``.
+
+    Raises:
+        ConfigError: if ``name`` is a path and not a model folder.
+    """
+    if name == "embedded":
+        return str(EMBEDDED_MODEL)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"model.policy: the folder {name!r} is not a model folder: it has no config.json")
+        return str(path)
+    if path.exists():
+        raise ConfigError(f"model.policy: {name!r} is a file; give the folder that holds config.json and the weights")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ConfigError(f"model.policy: there is no folder {name!r}")
+    return name
+
+
+def _unavailable(name: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().split("\n")[0]
+    return ConfigError(
+        f"model.policy: cannot load {name!r}: it is neither a local folder nor to be had from the Hugging Face hub "
+        f"({reason}). Check the name and the network, or give the path of a downloaded folder, or 'embedded'"
+    )
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The model's configuration alone, which shows early whether the model can be used.
+
+    Raises:
+        ConfigError: if it cannot be found, or the model rescales its logits.
+    """
+    try:
+        config = AutoConfig.from_pretrained(find_model(name))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _unavailable(name, error) from error
+    for key in _LOGIT_RESCALING:
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise ConfigError(f"model.policy: {name!r} rescales its logits ({key}), which is not supported")
+    # Dropout would make the importance ratio noise: old and new log-probs come from the same network.
+    for key in list(vars(config)):
+        if key.endswith(("dropout", "pdrop")):
+            setattr(config, key, 0.0)
+    return config
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy.
+
+    Raises:
+        ConfigError: if it cannot be found.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(find_model(name))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _unavailable(name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"model.policy: the tokenizer of {name!r} has no end-of-sequence token")
+    return tokenizer
+
+
+def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    """The policy in float32, whatever the files hold: AdamW at 1e-6 would lose its updates in bfloat16 weights.
+
+    Raises:
+        ConfigError: if the weights cannot be found.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(find_model(name), config=config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+
+
+def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a completion: the tokenizer's, and all of the model's generation config."""
+    configured = policy.generation_config.eos_token_id if policy.generation_config else None
+    ids = [configured] if isinstance(configured, int) else list(configured or ())
+    return tuple(dict.fromkeys([*ids, tokenizer.eos_token_id]))

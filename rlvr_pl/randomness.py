@@ -1,0 +1,54 @@
+"""Randomness as a function, not a state.
+
+Sampling noise is a function of (seed, rollout, prompt, member), the prompt order of (seed, epoch).
+
+Nothing is carried from step to step, so a resumed run samples what an uninterrupted one does, evaluation cannot
+disturb training, and every objective of a comparison sees the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The first word of every key keeps the streams apart.
+_ROLLOUT, _EVALUATION, _PROMPT_ORDER, _HOLD_OUT = 1, 2, 3, 4
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _uniforms(keys: Iterable[tuple[int, ...]], tokens: int) -> Tensor:
+    return torch.from_numpy(np.stack([_generator(*key).random(tokens, dtype=np.float32) for key in keys]))
+
+
+def rollout_noise(seed: int, rollout: int, slots: Sequence[int], group_size: int, tokens: int) -> Tensor:
+    """Uniforms in [0, 1) for one rollout, (B · G, tokens) float32.
+
+    Args:
+        seed: of the run.
+        rollout: how many came before it.
+        slots: B places in the whole rollout, over all ranks.
+        group_size: G.
+        tokens: how many a completion may need.
+    """
+    return _uniforms(((_ROLLOUT, seed, rollout, slot, g) for slot in slots for g in range(group_size)), tokens)
+
+
+def evaluation_noise(seed: int, questions: Sequence[int], samples: int, tokens: int) -> Tensor:
+    """Uniforms in [0, 1) for an evaluation, (questions · samples, tokens) float32; the same at every evaluation."""
+    return _uniforms(((_EVALUATION, seed, index, s) for index in questions for s in range(samples)), tokens)
+
+
+def prompt_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """A permutation of ``range(size)``: the order in which an epoch serves the training questions."""
+    return _generator(_PROMPT_ORDER, seed, epoch).permutation(size)
+
+
+def hold_out(seed: int, size: int, count: int) -> set[int]:
+    """``count`` of ``range(size)``: the rows of the train split that are kept for validation."""
+    return set(_generator(_HOLD_OUT, seed).permutation(size)[:count].tolist())

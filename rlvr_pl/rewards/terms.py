@@ -1,0 +1,86 @@
+"""The reward of a run: a weighted sum of reward functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+
+from rlvr_pl.rewards.completion import Completion
+from rlvr_pl.rewards.functions import RewardFunction
+from rlvr_pl.types import ConfigError
+
+MAX_REWARD = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """A reward function and its weight in the sum."""
+
+    function: RewardFunction
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The function's name, or the class name of a callable object; metrics are logged under it."""
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
+
+
+@dataclass(frozen=True, eq=False)
+class Rewards:
+    """The rewards of N completions.
+
+    Attributes:
+        total: (N,) float32, the weighted sum.
+        parts: for each term's name, in the terms' order, its (N,) float32 unweighted values.
+    """
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+class RewardSum:
+    """Scores completions by every term and adds the scores up.
+
+    Args:
+        terms: the reward functions and their weights, as configured under ``model.rewards``.
+
+    Raises:
+        ConfigError: there is no term, two terms share a name, or a weight is not finite.
+    """
+
+    def __init__(self, terms: list[RewardTerm]) -> None:
+        names = [term.name for term in terms]
+        if not terms:
+            raise ConfigError("model.rewards is empty; name at least one reward function.")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"model.rewards names a reward function more than once: {', '.join(repeated)}.")
+        for term in terms:
+            if not math.isfinite(term.weight):
+                raise ConfigError(f"model.rewards gives {term.name} the weight {term.weight}, which is not finite.")
+        self.terms = list(terms)
+
+    def __call__(self, completions: Sequence[Completion]) -> Rewards:
+        """Score N completions, in order.
+
+        The sum is taken in float64 and rounded once. Exceptions of a reward function propagate: it is the user's code.
+
+        Raises:
+            ValueError: a reward function returned something other than a finite number.
+        """
+        scores = torch.tensor([[_score(t, c) for c in completions] for t in self.terms], dtype=torch.float64)
+        weights = torch.tensor([term.weight for term in self.terms], dtype=torch.float64)
+        return Rewards(
+            total=(weights[:, None] * scores).sum(dim=0).float(),
+            parts={term.name: row.float() for term, row in zip(self.terms, scores, strict=True)},
+        )
+
+
+def _score(term: RewardTerm, completion: Completion) -> float:
+    value = term.function(completion)
+    if not (isinstance(value, Real) and -MAX_REWARD <= value <= MAX_REWARD):  # NaN fails the comparison
+        raise ValueError(f"The reward function {term.name} returned {value!r}; it must return a finite number.")
+    return float(value)

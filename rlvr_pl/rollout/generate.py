@@ -1,0 +1,102 @@
+"""A rollout engine over Hugging Face's ``generate()``: right for every causal language model, and not fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from rlvr_pl.rollout.sampling import Sampling, choose_tokens
+from rlvr_pl.types import Rollout, masked
+
+
+class _ChosenToken(LogitsProcessor):
+    """Chooses the token itself and leaves ``generate()``, in greedy mode, no other: so the noise is ours."""
+
+    def __init__(self, temperature: float, noise: Tensor | None) -> None:
+        self.temperature = temperature
+        self.noise = noise
+        self.logprobs: list[Tensor] = []  # one (N,) a step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        uniforms = None if self.noise is None else self.noise[:, len(self.logprobs)]
+        tokens, logprobs = choose_tokens(scores.float(), self.temperature, uniforms)
+        self.logprobs.append(logprobs)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
+
+
+class GenerateEngine:
+    """See :class:`rlvr_pl.rollout.engine.RolloutEngine`.
+
+    Args:
+        policy: the policy, whose own weights are read.
+        stop_ids: every token id that ends a completion.
+        pad_id: any id; pads are told by the mask, never by their id.
+    """
+
+    def __init__(self, policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int) -> None:
+        self.policy = policy
+        self.stop_ids = tuple(stop_ids)
+        self.pad_id = pad_id
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, noise: Tensor | None
+    ) -> Rollout:
+        """Sample ``group_size`` completions of each prompt; see the interface."""
+        device = self.policy.device
+        repeated = [prompt for prompt in prompts for _ in range(group_size)]
+        width = max(len(prompt) for prompt in prompts)
+        padding = [width - len(prompt) for prompt in repeated]
+        input_ids = torch.tensor([[self.pad_id] * n + list(p) for n, p in zip(padding, repeated, strict=True)])
+        attention_mask = torch.arange(width) >= torch.tensor(padding).unsqueeze(1)
+        chosen = _ChosenToken(sampling.temperature, None if noise is None else noise.to(device))
+        with self._settings(sampling), _eval_mode(self.policy):
+            sequences = self.policy.generate(  # type: ignore[operator]
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.long().to(device),
+                logits_processor=LogitsProcessorList([chosen]),
+            )
+        completion_ids = sequences[:, width:]
+        is_stop = torch.isin(completion_ids, torch.tensor(self.stop_ids, device=device))
+        stops_before = is_stop.cumsum(dim=1) - is_stop.long()
+        mask = stops_before == 0
+        return Rollout(
+            prompt_ids=repeated,
+            completion_ids=completion_ids,
+            mask=mask,
+            sampling_logprobs=masked(torch.stack(chosen.logprobs, dim=1), mask),
+            truncated=~is_stop.any(dim=1),
+        )
+
+    @contextmanager
+    def _settings(self, sampling: Sampling) -> Iterator[None]:
+        """Every setting is ours for the time of a call: ``generate()`` fills what it is not given from the checkpoint's
+        generation config, whose top-p, top-k and repetition penalty would sample from another policy than is scored."""
+        checkpoint_settings = self.policy.generation_config
+        self.policy.generation_config = GenerationConfig(
+            max_new_tokens=sampling.max_completion_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=list(self.stop_ids),
+            pad_token_id=self.pad_id,
+            use_cache=True,
+        )
+        try:
+            yield
+        finally:
+            self.policy.generation_config = checkpoint_settings
+
+
+@contextmanager
+def _eval_mode(policy: PreTrainedModel) -> Iterator[None]:
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)

@@ -1,0 +1,56 @@
+"""A run's folder: what lies where, and which run ``--ckpt_path last`` means.
+
+::
+
+    lightning_logs/gspo/version_0/
+        config.yaml                   the whole configuration; config-1.yaml, … of each time that it was resumed
+        events.out.tfevents.*         TensorBoard
+        checkpoints/last.ckpt         to resume from; best.ckpt by val/accuracy
+        evaluations/val-000020.jsonl  a record per question, after 20 rollouts
+        best_model/                   the best checkpoint as a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlvr_pl.types import ConfigError
+
+CHECKPOINTS = "checkpoints"
+LAST, BEST = "last.ckpt", "best.ckpt"
+BEST_MODEL = "best_model"
+
+
+def find_checkpoint(name: str, runs: Path) -> Path:
+    """The file that ``--ckpt_path`` means.
+
+    Args:
+        name: ``last`` or ``best`` of the newest run that has one, or a path.
+        runs: the folder with the runs' ``version_*`` folders.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in ("last", "best"):
+        if not Path(name).exists():
+            raise ConfigError(f"ckpt_path: there is no file {name!r}")
+        return Path(name)
+    file = LAST if name == "last" else BEST
+    found = sorted(runs.glob(f"version_*/{CHECKPOINTS}/{file}"), key=_version)
+    if not found:
+        raise ConfigError(
+            f"ckpt_path: no run under {str(runs)!r} has a {file} yet; leave --ckpt_path out to start a new one"
+        )
+    return found[-1]
+
+
+def _version(checkpoint: Path) -> int:
+    number = checkpoint.parents[1].name.removeprefix("version_")
+    return int(number) if number.isdigit() else -1
+
+
+def next_config_path(log_dir: str | Path) -> Path:
+    """``config.yaml``, or ``config-1.yaml`` and so on where a run has been started in this folder before."""
+    folder = Path(log_dir)
+    number = len(list(folder.glob("config*.yaml")))
+    return folder / (f"config-{number}.yaml" if number else "config.yaml")

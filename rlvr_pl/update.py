@@ -1,0 +1,141 @@
+"""The plan of an update and its diagnostics: a rollout cut into minibatches, and those into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlvr_pl.losses import LossStrategy
+from rlvr_pl.losses.kl import k3
+from rlvr_pl.policy import plan_micro_batches
+from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
+
+
+@dataclass
+class MicroBatch:
+    """n sequences that go through the policy together; T is their longest completion."""
+
+    prompt_ids: Sequence[Sequence[int]]
+    completion_ids: Tensor  # (n, T)
+    mask: Tensor  # (n, T)
+    advantages: Tensor  # (n,)
+    old_logprobs: Tensor | None = None  # (n, T); None until scored
+    ref_logprobs: Tensor | None = None  # (n, T)
+
+
+@dataclass
+class Minibatch:
+    """What one optimizer step learns from."""
+
+    micro_batches: list[MicroBatch]
+    denominator: Tensor  # this rank's share of the loss's denominator, scalar
+
+
+def plan_update(
+    rollout: Rollout,
+    advantages: Tensor,
+    loss: LossStrategy,
+    minibatches: int,
+    token_budget: int,
+    max_completion_tokens: int,
+) -> list[Minibatch]:
+    """Cut a rollout into minibatches of neighbouring groups, and each into micro-batches by tokens.
+
+    Sequences whose advantage is 0 are left out where that is exact; their tokens stay in the denominator.
+
+    Args:
+        rollout: N sequences.
+        advantages: (N,).
+        loss: tells the denominator, and whether a zero advantage is inert.
+        minibatches: how many; N divides by it.
+        token_budget: tokens of a micro-batch at most, pads included.
+        max_completion_tokens: the generation budget.
+    """
+    lengths = rollout.lengths.tolist()
+    learns = (advantages != 0).tolist() if loss.zero_advantage_is_inert else [True] * len(lengths)
+    plan = []
+    for rows in torch.arange(len(lengths)).chunk(minibatches):
+        active = [i for i in rows.tolist() if learns[i]]
+        totals = [len(rollout.prompt_ids[i]) + lengths[i] for i in active]
+        plan.append(
+            Minibatch(
+                micro_batches=[
+                    _select(rollout, advantages, [active[i] for i in chosen])
+                    for chosen in plan_micro_batches(totals, token_budget)
+                ],
+                denominator=loss.denominator(rollout.mask[rows], max_completion_tokens),
+            )
+        )
+    return plan
+
+
+def _select(rollout: Rollout, advantages: Tensor, rows: list[int]) -> MicroBatch:
+    longest = int(rollout.lengths[rows].max())
+    return MicroBatch(
+        prompt_ids=[rollout.prompt_ids[i] for i in rows],
+        completion_ids=rollout.completion_ids[rows, :longest],
+        mask=rollout.mask[rows, :longest],
+        advantages=advantages[rows],
+    )
+
+
+def empty_micro_batch(rollout: Rollout) -> MicroBatch:
+    """A micro-batch without a single completion token: its gradient is 0, and it takes part in collectives."""
+    device = rollout.mask.device
+    return MicroBatch(
+        prompt_ids=[rollout.prompt_ids[0][:1]],
+        completion_ids=torch.zeros(1, 1, dtype=torch.long, device=device),
+        mask=torch.zeros(1, 1, dtype=torch.bool, device=device),
+        advantages=torch.zeros(1, device=device),
+    )
+
+
+class UpdateStats:
+    """Diagnostics of an update, summed over its micro-batches: means over what was summed, never means of means."""
+
+    _SUMS = ("ratio", "clipped_low", "clipped_high", "elements", "kl", "kl_ref", "entropy", "tokens")
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(self._SUMS), dtype=torch.float64, device=device)
+        self.ratio_max = torch.zeros((), dtype=torch.float64, device=device)
+        self.grad_norms: list[float] = []
+
+    @torch.no_grad()
+    def add(self, inputs: LossInputs, output: LossOutput, entropy: Tensor) -> None:
+        """Count one micro-batch; ``entropy`` is (n, T)."""
+        if not inputs.mask.any():
+            return
+        per_token = output.ratio.shape == inputs.mask.shape
+        elements = inputs.mask if per_token else inputs.mask.any(dim=1, keepdim=True)
+        kl = k3(masked(inputs.old_logprobs - inputs.logprobs, inputs.mask))
+        kl_ref = torch.zeros(()) if output.kl_ref is None else masked(output.kl_ref, inputs.mask)
+        values = (
+            masked(output.ratio, elements),
+            output.clipped_low & elements,
+            output.clipped_high & elements,
+            elements,
+            masked(kl, inputs.mask),
+            kl_ref,
+            masked(entropy, inputs.mask),
+            inputs.mask,
+        )
+        self.sums += torch.stack([v.sum(dtype=torch.float64).to(self.sums.device) for v in values])
+        self.ratio_max = torch.maximum(self.ratio_max, output.ratio[elements].max().double())
+
+    def means(self) -> dict[str, float]:
+        """The logged values. A ratio counts once per token or once per sequence, as the objective has it."""
+        sums = dict(zip(self._SUMS, self.sums.tolist(), strict=True))
+        elements, tokens = max(sums["elements"], 1), max(sums["tokens"], 1)
+        return {
+            "ratio_mean": sums["ratio"] / elements,
+            "ratio_max": float(self.ratio_max),
+            "clip_fraction_low": sums["clipped_low"] / elements,
+            "clip_fraction_high": sums["clipped_high"] / elements,
+            "kl": sums["kl"] / tokens,
+            "kl_ref": sums["kl_ref"] / tokens,
+            "entropy": sums["entropy"] / tokens,
+            "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
+        }
