@@ -14,9 +14,12 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlvr_pl.run import CHECKPOINTS, LAST
 from rlvr_pl.types import ConfigError, PromptBatch
 
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+class Interrupted(Exception):
+    """The run was interrupted between two rollouts and has written what it resumes from."""
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
@@ -50,15 +53,22 @@ class ResumePoint(Checkpoint):
         if every_n_rollouts < 1:
             raise ConfigError(f"resume_point.every_n_rollouts is {every_n_rollouts}; it must be at least 1")
         self.every_n_rollouts = every_n_rollouts
-        self._interrupted = False
+        self._interrupted = False  # a signal has come
+        self._stopping = False  # all ranks know, and the resume point is written before the next rollout
         self._previous_handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._interrupted = False
+        self._interrupted = self._stopping = False
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._previous_handlers[signum] = signal.signal(signum, self._note_interrupt)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         while self._previous_handlers:
             signal.signal(*self._previous_handlers.popitem())
 
@@ -72,8 +82,8 @@ class ResumePoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
         # Ranks may have noticed the signal at different times.
-        self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        due = self._interrupted or (batch_idx + 1) % self.every_n_rollouts == 0
+        self._stopping = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        due = self._stopping or (batch_idx + 1) % self.every_n_rollouts == 0
         if due and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
@@ -84,15 +94,17 @@ class ResumePoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
+        if self._stopping:
+            raise Interrupted(
+                f"Interrupted after rollout {batch_idx}. The same command with --ckpt_path last goes on from there."
+            )
 
     def _save(self, trainer: Trainer) -> None:
         """All of the file or none of it."""
         assert trainer.log_dir is not None
-        path = Path(trainer.log_dir) / LAST_CHECKPOINT
+        path = Path(trainer.log_dir) / CHECKPOINTS / LAST
         unfinished = path.with_suffix(".unfinished")
-        trainer.save_checkpoint(unfinished)
+        trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:
             os.replace(unfinished, path)
         trainer.strategy.barrier()

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import logging
+import re
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+import transformers
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from rlvr_pl.callbacks import LastRolloutIsEvaluated, ResumePoint, RolloutProgressBar, SampleCompletions
+from rlvr_pl.callbacks import Interrupted, LastRolloutIsEvaluated, ResumePoint, RolloutProgressBar, SampleCompletions
 from rlvr_pl.data import GSM8KDataModule
+from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
+from rlvr_pl.pretrained import load_config
 from rlvr_pl.run import BEST_MODEL, find_checkpoint, next_config_path
 from rlvr_pl.summary import print_summary
 from rlvr_pl.types import ConfigError
 
+PROGRAM = "python -m rlvr_pl"
+
 
 class OneLineErrorParser(LightningArgumentParser):
-    """Says what is wrong in one line, without the usage text around it."""
+    """Says what is wrong, and what to do about it, in one line without the usage text around it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # a key cut short is a typo, not another key
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(" ".join(message.split())) from ex
+        message = " ".join(message.split()).removesuffix(" See --help").removesuffix(".")
+        raise ConfigError(f"{message}. {self._remedy(message)}") from ex
+
+    def _remedy(self, message: str) -> str:
+        if 'Parser key "model.loss"' in message and "import path" in message:
+            names = sorted(subclass.__name__ for subclass in LossStrategy.__subclasses__())
+            return f"Choose from {', '.join(names)}, or give the class path of an objective of your own"
+        if 'Parser key "model.loss"' in message and "not accepted" in message:
+            return "See --model.loss.help followed by the objective's name"
+        unknown = re.search(r"(?:option:?|arguments:) '?(?:--)?([\w.]+)", message)
+        if unknown:
+            known = {action.dest.rpartition(".")[2]: action.dest for action in self._all_actions()}
+            close = difflib.get_close_matches(unknown[1].rpartition(".")[2], known, n=1)
+            if close:
+                return f"Did you mean {known[close[0]]}? See --help"
+        return "See --help"
+
+    def _all_actions(self) -> Iterator[argparse.Action]:
+        """The actions of this parser and of its subcommands."""
+        for action in self._actions:
+            yield action
+            for parser in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
+                yield from parser._actions
 
 
 class RunConfig(SaveConfigCallback):
@@ -35,8 +70,9 @@ class RunConfig(SaveConfigCallback):
         if self.already_saved or trainer.state.fn != "fit":
             return
         self.already_saved = True
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            path = next_config_path(trainer.log_dir)
+        log_dir = trainer.log_dir  # a collective: every rank must ask
+        if trainer.is_global_zero and log_dir is not None:
+            path = next_config_path(log_dir)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False)
 
@@ -65,6 +101,14 @@ class RLVRCommandLine(LightningCLI):
             GSM8KDataModule,
             args=args,
             parser_class=OneLineErrorParser,
+            parser_kwargs={
+                "prog": PROGRAM,
+                "description": "Train language models by reinforcement learning with verifiable rewards.",
+                **{
+                    name: {"usage": f"{PROGRAM} {name} [--config FILE ...] [--KEY VALUE ...]"}
+                    for name in self.subcommands()
+                },
+            },
             save_config_callback=RunConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -82,7 +126,7 @@ class RLVRCommandLine(LightningCLI):
                 },
                 # Lightning moves checkpoint callbacks behind the others and keeps their order: the resume point holds
                 # the state of the best checkpoint's callback, so it comes after it.
-                "callbacks": [RolloutProgressBar(), LastRolloutIsEvaluated(), best_checkpoint()],
+                "callbacks": [LastRolloutIsEvaluated(), best_checkpoint()],
             },
         )
 
@@ -104,6 +148,8 @@ class RLVRCommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(RolloutProgressBar())
         if config.get("ckpt_path") is None:
             return
         logger = config.trainer.logger
@@ -114,11 +160,17 @@ class RLVRCommandLine(LightningCLI):
             settings["version"] = checkpoint.parents[1].name  # the resumed run goes on in its own folder
         config.ckpt_path = str(checkpoint)
 
+    def after_instantiate_classes(self) -> None:
+        """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
+        if self.subcommand == "fit":
+            self.model.check_division(self.datamodule.prompts_per_rollout, self.trainer.world_size)
+        load_config(self.model.policy_name)
+        self.datamodule.setup()
+
     # Around fit
 
     def before_fit(self) -> None:
         self._seconds = time.perf_counter()
-        self.model.check_division(self.datamodule.prompts_per_rollout, self.trainer.world_size)
         if self.config.fit.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
             if self.config.fit.report_test:
@@ -135,9 +187,10 @@ class RLVRCommandLine(LightningCLI):
             state = torch.load(best, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["state_dict"])
             self.model.on_load_checkpoint(state)
-        if not self.trainer.is_global_zero or self.trainer.log_dir is None:
+        run = self.trainer.log_dir  # a collective: every rank must ask
+        if not self.trainer.is_global_zero or run is None:
             return
-        log_dir = Path(self.trainer.log_dir)
+        log_dir = Path(run)
         self.model.policy.save_pretrained(log_dir / BEST_MODEL)
         self.model.tokenizer.save_pretrained(log_dir / BEST_MODEL)
         print_summary(
@@ -150,11 +203,24 @@ class RLVRCommandLine(LightningCLI):
         )
 
 
+def _quieten() -> None:
+    """Leave out what libraries say that a user can do nothing about."""
+    warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; what the user can mend ends in one line on standard error and exit status 2."""
-    warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
+    _quieten()
     try:
         RLVRCommandLine(args)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except Interrupted as interrupt:
+        sys.stderr.write(f"{interrupt}\n")
+        sys.exit(130)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.metrics import EvaluationMetrics, grade
 from rlvr_pl.policy import TokenScores, score
-from rlvr_pl.pretrained import load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.pretrained import find_model, load_config, load_policy, load_tokenizer, stop_token_ids
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
 from rlvr_pl.records import records_path, write_records
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
@@ -74,6 +74,7 @@ class GroupPolicyModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        find_model(policy)
         for key, value in {
             "max_completion_tokens": max_completion_tokens,
             "minibatches_per_rollout": minibatches_per_rollout,
@@ -100,7 +101,7 @@ class GroupPolicyModule(LightningModule):
         self.automatic_optimization = False
         self.policy_name = policy
         self.loss = loss
-        self.reward_sum = RewardSum(rewards or [RewardTerm(correctness), RewardTerm(tag_format)])
+        self.reward_sum = RewardSum([RewardTerm(correctness), RewardTerm(tag_format)] if rewards is None else rewards)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.group_size = group_size
@@ -125,7 +126,7 @@ class GroupPolicyModule(LightningModule):
     # Set-up
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot run before any weight is loaded."""
+        """Refuse what cannot run, before any weight is loaded."""
         load_config(self.policy_name)
         if stage == "fit" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             self.check_division(self.trainer.datamodule.prompts_per_rollout, self.trainer.world_size)  # type: ignore[attr-defined]
@@ -420,3 +421,5 @@ class GroupPolicyModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rollouts_done = checkpoint["rollouts_done"]
         self.completion_tokens = checkpoint["completion_tokens"]
+        # A finished run stays finished for Lightning, whatever its budget is now; the loader knows better.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

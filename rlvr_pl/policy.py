@@ -60,6 +60,9 @@ def score(
         mask: (n, T) bool, True on completion tokens.
         temperature: of the sampler, which the scored distribution must share.
     """
+    # Autocast keeps its casts of the weights for as long as the outermost context lasts, here a whole training step:
+    # one made under no_grad has no gradient, and one made before an optimizer step is stale.
+    torch.clear_autocast_cache()
     device = completion_ids.device
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids], device=device)
     input_ids = _concatenate(prompt_ids, completion_ids, mask)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from lightning.pytorch import LightningDataModule
 
 from rlvr_pl.data.loaders import EvaluationLoader, RolloutLoader
-from rlvr_pl.data.prompts import SYSTEM_PROMPT, warn_if_plain
+from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt, warn_if_plain
 from rlvr_pl.data.questions import BadRows, build_questions
 from rlvr_pl.data.sources import DataSource, find_source
 from rlvr_pl.pretrained import load_tokenizer
@@ -29,6 +29,7 @@ class GSM8KDataModule(LightningDataModule):
         tokenizer: the model whose tokenizer and chat template make the prompts. The command line takes it from
             ``model.policy``.
         system_prompt: what the chat template's system turn says; empty leaves the turn out.
+        chat_template: false writes prompts in a plain form, without the tokenizer's chat template.
         prompts_per_rollout: B over all ranks; each gets ``model.group_size`` completions.
         max_rollouts: the training budget.
         val_size: how many train problems are held out for validation.
@@ -44,6 +45,7 @@ class GSM8KDataModule(LightningDataModule):
         source: DataSource | str = "openai/gsm8k",
         tokenizer: str = "embedded",
         system_prompt: str = SYSTEM_PROMPT,
+        chat_template: bool = True,
         prompts_per_rollout: int = 32,
         max_rollouts: int = 200,
         val_size: int = 256,
@@ -65,6 +67,7 @@ class GSM8KDataModule(LightningDataModule):
         self.source = find_source(source)
         self.tokenizer_name = tokenizer
         self.system_prompt = system_prompt
+        self.chat_template = chat_template
         self.prompts_per_rollout = prompts_per_rollout
         self.max_rollouts = max_rollouts
         self.val_size = val_size
@@ -80,10 +83,14 @@ class GSM8KDataModule(LightningDataModule):
         if self.questions:
             return
         tokenizer = load_tokenizer(self.tokenizer_name)
-        warn_if_plain(tokenizer)
+        if self.chat_template:
+            warn_if_plain(tokenizer)
+
+        def format_question(question: str) -> str:
+            return format_prompt(tokenizer, question, self.system_prompt, self.chat_template)
 
         def questions_of(split: str, rows: Iterable[object]) -> list[Question]:
-            return build_questions(rows, split, tokenizer, self.system_prompt, self.max_prompt_tokens, self.bad_rows)
+            return build_questions(rows, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows)
 
         train_rows, test_rows = self.source("train"), self.source("test")
         if train_rows is None:

@@ -11,12 +11,18 @@ SYSTEM_PROMPT = (
 )
 
 
-def format_prompt(tokenizer: PreTrainedTokenizerBase, question: str, system_prompt: str) -> str:
-    """The prompt text for one question: the tokenizer's chat template, or a plain one where it has none.
+def format_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, system_prompt: str, chat_template: bool = True
+) -> str:
+    """The prompt text for one question: by the tokenizer's chat template, or plain where it has none.
 
-    An empty ``system_prompt`` leaves the system turn out.
+    Args:
+        tokenizer: whose chat template is used.
+        question: the user's turn.
+        system_prompt: the system's turn; empty leaves it out.
+        chat_template: False asks for the plain form even where there is a template.
     """
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or not chat_template:
         return "\n\n".join([system_prompt] * bool(system_prompt) + [f"Question: {question}", "Answer:"])
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages.append({"role": "user", "content": question})

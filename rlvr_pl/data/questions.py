@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rlvr_pl.data.prompts import format_prompt
 from rlvr_pl.rewards import gold_answer
 from rlvr_pl.types import ConfigError, Question
 
@@ -21,11 +20,19 @@ def build_questions(
     rows: Iterable[object],
     split: str,
     tokenizer: PreTrainedTokenizerBase,
-    system_prompt: str,
+    format_question: Callable[[str], str],
     max_prompt_tokens: int,
     bad_rows: BadRows,
 ) -> list[Question]:
     """Questions of all usable rows, in order; ``index`` is the row's place in the source, counted from 0.
+
+    Args:
+        rows: in GSM8K's schema, unchecked.
+        split: its name, for messages.
+        tokenizer: of the policy.
+        format_question: from a question to its prompt.
+        max_prompt_tokens: a row with a longer prompt cannot be used.
+        bad_rows: what to do about rows that cannot be used.
 
     Raises:
         ConfigError: if rows cannot be used and ``bad_rows`` is ``refuse``, naming them counted from 1; or if none can.
@@ -34,7 +41,7 @@ def build_questions(
     bad: list[str] = []
     for index, row in enumerate(rows):
         try:
-            questions.append(_build_question(index, row, tokenizer, system_prompt, max_prompt_tokens))
+            questions.append(_build_question(index, row, tokenizer, format_question, max_prompt_tokens))
         except ValueError as error:
             bad.append(f"row {index + 1}: {error}")
     total = len(questions) + len(bad)
@@ -50,7 +57,11 @@ def build_questions(
 
 
 def _build_question(
-    index: int, row: object, tokenizer: PreTrainedTokenizerBase, system_prompt: str, max_prompt_tokens: int
+    index: int,
+    row: object,
+    tokenizer: PreTrainedTokenizerBase,
+    format_question: Callable[[str], str],
+    max_prompt_tokens: int,
 ) -> Question:
     if not isinstance(row, Mapping):
         raise ValueError(f"not an object with 'question' and 'answer': {str(row)[:40]!r}")
@@ -61,7 +72,7 @@ def _build_question(
         if not value.strip():
             raise ValueError(f"{key!r} is empty")
     gold = gold_answer(row["answer"])
-    prompt = format_prompt(tokenizer, row["question"], system_prompt)
+    prompt = format_question(row["question"])
     prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     if len(prompt_ids) > max_prompt_tokens:
         raise ValueError(f"its prompt has {len(prompt_ids)} tokens, over data.max_prompt_tokens {max_prompt_tokens}")

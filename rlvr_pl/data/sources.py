@@ -7,19 +7,16 @@ passed on unchecked; :mod:`rlvr_pl.data.questions` refuses bad ones by their num
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 import datasets
 
 from rlvr_pl.data.problems import Split, embedded_problems
 from rlvr_pl.types import ConfigError
 
-
-class DataSource(Protocol):
-    def __call__(self, split: Split) -> Iterable[object] | None:
-        """The rows of ``train`` or ``test``, in a fixed order, or None where there is no such split."""
+DataSource = Callable[[Split], Iterable[object] | None]
+"""The rows of ``train`` or ``test``, in a fixed order, or None where there is no such split."""
 
 
 class EmbeddedProblems:
@@ -35,7 +32,7 @@ class EmbeddedProblems:
         self.sizes = {"train": train_size, "test": test_size}
         self.seed = seed
 
-    def __call__(self, split: Split) -> Sequence[dict[str, str]]:
+    def __call__(self, split: Split) -> Iterable[object] | None:
         return embedded_problems(split, self.sizes[split], self.seed)
 
 

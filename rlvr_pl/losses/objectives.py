@@ -10,9 +10,8 @@ from rlvr_pl.losses.strategy import LossStrategy
 
 
 class GRPO(LossStrategy):
-    """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, eq. 3).
-
-    Standardised group rewards, a ratio and a clip per token, the mean over a sequence's tokens and then over sequences.
+    """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, eq. 3): standardised group rewards, a ratio
+    and a clip per token, the mean over a sequence's tokens and then over sequences.
 
     Args:
         clip_low: ε below 1.
@@ -34,10 +33,9 @@ class GRPO(LossStrategy):
 
 
 class DrGRPO(LossStrategy):
-    """GRPO Done Right (arXiv 2503.20783, §3.2): GRPO without its two biases.
-
-    Neither the group's standard deviation nor the completion's own length divides anything: a sequence's token losses
-    are summed and divided by the generation budget, the same constant for all.
+    """GRPO Done Right (arXiv 2503.20783, §3.2): GRPO without its two biases. Neither the group's standard deviation nor
+    the completion's own length divides anything: a sequence's token losses are summed and divided by the generation
+    budget, the same constant for all.
 
     Args:
         clip_low: ε below 1.
@@ -56,10 +54,9 @@ class DrGRPO(LossStrategy):
 
 
 class GSPO(LossStrategy):
-    """Group Sequence Policy Optimization (arXiv 2507.18071, eq. 5–7).
-
-    One ratio a sequence, the geometric mean of its token ratios, clipped as one. Its band is three orders narrower than
-    a token ratio's, since a mean over a few hundred tokens hardly moves.
+    """Group Sequence Policy Optimization (arXiv 2507.18071, eq. 5–7): one ratio a sequence, the geometric mean of its
+    token ratios, clipped as one. Its band is three orders narrower than a token ratio's, since a mean over a few
+    hundred tokens hardly moves.
 
     Args:
         clip_low: ε below 1.
@@ -81,9 +78,8 @@ class GSPO(LossStrategy):
 
 
 class GSPOToken(LossStrategy):
-    """GSPO-token (arXiv 2507.18071, eq. 13–14): GSPO's ratio in value, with gradients token by token.
-
-    It equals GSPO where a sequence has one advantage, and is the form that takes an advantage per token.
+    """GSPO-token (arXiv 2507.18071, eq. 13–14): GSPO's ratio in value, with gradients token by token. It equals GSPO
+    where a sequence has one advantage, and is the form that takes an advantage per token.
 
     Args:
         clip_low: ε below 1.

@@ -5,7 +5,7 @@ A custom one is a function anywhere on the import path, named in the configurati
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from rlvr_pl.rewards.answers import ANSWER_CLOSE, ANSWER_OPEN, same_number, tagged_answer
 from rlvr_pl.rewards.completion import Completion
@@ -15,10 +15,8 @@ REASONING_CLOSE = "</reasoning>"
 TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 
-class RewardFunction(Protocol):
-    """Scores one completion. The score must be a finite number; exceptions end the run."""
-
-    def __call__(self, completion: Completion) -> float: ...
+RewardFunction = Callable[[Completion], float]
+"""Scores one completion. The score must be a finite number; exceptions end the run."""
 
 
 def correctness(completion: Completion) -> float:

@@ -47,6 +47,7 @@ class GenerateEngine:
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, noise: Tensor | None
     ) -> Rollout:
         """Sample ``group_size`` completions of each prompt; see the interface."""
+        torch.clear_autocast_cache()  # casts of the weights made before an optimizer step are stale
         device = self.policy.device
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         width = max(len(prompt) for prompt in prompts)

@@ -1,0 +1,117 @@
+"""What the tests of whole runs share: a reward with variance, callbacks that interrupt, a reader of logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from rlvr_pl.embedded import EMBEDDED_MODEL
+from rlvr_pl.rewards import Completion
+
+
+def digit_share(completion: Completion) -> float:
+    """A random model earns this in varying amounts, so that its gradients are not 0."""
+    return sum(c.isdigit() for c in completion.text) / max(1, len(completion.text))
+
+
+class Interrupt(Callback):
+    """Presses Ctrl-C during a rollout."""
+
+    def __init__(self, during_rollout: int) -> None:
+        self.during_rollout = during_rollout
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == self.during_rollout:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class PowerCut(Callback):
+    """Ends the run inside a rollout, after its first optimizer step, without any notice."""
+
+    class Cut(RuntimeError):
+        pass
+
+    def __init__(self, during_rollout: int) -> None:
+        self.during_rollout = during_rollout
+        self.rollout = 0
+        self.steps = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rollout, self.steps = batch_idx + 1, 0
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.steps += 1
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if self.rollout == self.during_rollout:
+            raise self.Cut
+
+
+def read_scalars(log_dir: Path) -> dict[str, dict[int, float]]:
+    """Every scalar of a run by tag and step, over all of its event files; later files win."""
+    scalars: dict[str, dict[int, float]] = {}
+    for file in sorted(log_dir.glob("events.*"), key=lambda f: (f.stat().st_mtime, f.name)):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, {}).update({e.step: e.value for e in events.Scalars(tag)})
+    return scalars
+
+
+def make_tiny_policy(folder: Path) -> str:
+    """A random Qwen2 of a few thousand parameters with the embedded tokenizer, saved into ``folder``."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_run(policy: str, save_dir: Path, **overrides: Any) -> list[str]:
+    """Arguments of ``fit`` for a run of seconds: two rollouts an epoch, six in all."""
+    settings = {
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger": "lightning.pytorch.loggers.TensorBoardLogger",
+        "trainer.logger.save_dir": save_dir,
+        "trainer.logger.name": "run",
+        "trainer.logger.default_hp_metric": "false",
+        "trainer.val_check_interval": 3,
+        "resume_point.every_n_rollouts": 1,
+        "report_test": "false",
+        "model.policy": policy,
+        "model.loss": "GSPO",
+        "model.rewards": '[{"function": "tests.support.digit_share"}]',
+        "model.optimizer": "torch.optim.AdamW",
+        "model.optimizer.lr": 1e-3,
+        "model.group_size": 4,
+        "model.max_completion_tokens": 10,
+        "model.minibatches_per_rollout": 2,
+        "model.micro_batch_tokens": 600,
+        "data.source": "rlvr_pl.data.EmbeddedProblems",
+        "data.source.train_size": 22,
+        "data.source.test_size": 6,
+        "data.val_size": 6,
+        "data.prompts_per_rollout": 8,
+        "data.max_rollouts": 6,
+        **overrides,
+    }
+    return ["fit", *(f"--{key}={value}" for key, value in settings.items())]

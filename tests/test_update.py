@@ -1,0 +1,326 @@
+"""The plan of an update and its diagnostics, on hand-made rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlvr_pl.losses import GRPO, GSPO, DrGRPO, GSPOToken, LossStrategy
+from rlvr_pl.losses.advantage import AdvantageEstimator
+from rlvr_pl.losses.aggregation import TokenMean
+from rlvr_pl.losses.policy_loss import PPOClip
+from rlvr_pl.losses.ratio import token
+from rlvr_pl.types import LossInputs, LossOutput, Rollout
+from rlvr_pl.update import MicroBatch, Minibatch, UpdateStats, empty_micro_batch, plan_update
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+T_MAX = 10
+# Four groups of two; completion_ids[i, t] is 100 i + t, and prompt i // 2 has i // 2 + 1 tokens.
+LENGTHS = [5, 2, 8, 1, 3, 3, 6, 4]
+ADVANTAGES = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.5, -0.5, 0.0, 2.0])
+
+
+def mask_of(lengths: Sequence[int]) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+
+
+def hand_rollout() -> Rollout:
+    mask = mask_of(LENGTHS)
+    return Rollout(
+        prompt_ids=[[7] * (i // 2 + 1) for i in range(8)],
+        completion_ids=(torch.arange(8).unsqueeze(1) * 100 + torch.arange(8)).masked_fill(~mask, -1),
+        mask=mask,
+        sampling_logprobs=torch.zeros(8, 8),
+        truncated=torch.zeros(8, dtype=torch.bool),
+    )
+
+
+def token_mean() -> LossStrategy:
+    return LossStrategy(AdvantageEstimator(), token, PPOClip(0.2, 0.2), TokenMean())
+
+
+def plan_of(loss: LossStrategy, minibatches: int, token_budget: int = 10_000) -> list[Minibatch]:
+    return plan_update(hand_rollout(), ADVANTAGES, loss, minibatches, token_budget, T_MAX)
+
+
+def rows_of(micro_batch: MicroBatch) -> list[int]:
+    return (micro_batch.completion_ids[:, 0] // 100).tolist()
+
+
+def plan_rows(plan: list[Minibatch]) -> list[list[list[int]]]:
+    return [[rows_of(micro_batch) for micro_batch in minibatch.micro_batches] for minibatch in plan]
+
+
+# The plan
+
+
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+def test_minibatches_hold_whole_neighbouring_groups(minibatches: int) -> None:
+    plan = plan_rows(plan_of(GRPO(beta=0.04), minibatches))
+    size = 8 // minibatches
+    assert [sorted(i for rows in minibatch for i in rows) for minibatch in plan] == [
+        list(range(start, start + size)) for start in range(0, 8, size)
+    ]
+
+
+def test_micro_batches_are_filled_by_prompt_and_completion_tokens() -> None:
+    # Totals: 6, 3, 10, 3, 6, 6, 10, 8, so from long to short 2, 6, 7, 0, 4, 5, 1, 3.
+    assert plan_rows(plan_of(GRPO(beta=0.04), 1, token_budget=20)) == [[[2, 6], [7, 0], [4, 5, 1], [3]]]
+    assert plan_rows(plan_of(GRPO(beta=0.04), 2, token_budget=20)) == [[[2, 0], [1, 3]], [[6, 7], [4, 5]]]
+    assert plan_rows(plan_of(GRPO(beta=0.04), 2, token_budget=1)) == [[[2], [0], [1], [3]], [[6], [7], [4], [5]]]
+
+
+@pytest.mark.parametrize("loss", [GRPO(beta=0.0), DrGRPO(), GSPO(), GSPOToken(), token_mean()])
+def test_without_a_kl_term_zero_advantages_are_left_out(loss: LossStrategy) -> None:
+    assert plan_rows(plan_of(loss, 1)) == [[[7, 0, 4, 5, 1]]]
+    assert plan_rows(plan_of(loss, 4)) == [[[0, 1]], [], [[4, 5]], [[7]]]
+
+
+@pytest.mark.parametrize("loss", [GRPO(beta=0.04), DrGRPO(beta=0.1), GSPO(beta=1.0), GSPOToken(beta=1e-9)])
+def test_with_a_kl_term_they_are_kept(loss: LossStrategy) -> None:
+    assert plan_rows(plan_of(loss, 1)) == [[[2, 6, 7, 0, 4, 5, 1, 3]]]
+    assert plan_rows(plan_of(loss, 4)) == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize(
+    ("objective", "whole", "halves", "quarters"),
+    [
+        (GRPO, 8, [4, 4], [2, 2, 2, 2]),
+        (GSPO, 8, [4, 4], [2, 2, 2, 2]),
+        (GSPOToken, 8, [4, 4], [2, 2, 2, 2]),
+        (DrGRPO, 80, [40, 40], [20, 20, 20, 20]),
+    ],
+)
+def test_denominators_keep_what_is_left_out(
+    objective: type[GRPO], whole: int, halves: list[int], quarters: list[int], beta: float
+) -> None:
+    for minibatches, expected in {1: [whole], 2: halves, 4: quarters}.items():
+        plan = plan_of(objective(beta=beta), minibatches, token_budget=6)
+        assert [m.denominator.item() for m in plan] == expected
+
+
+def test_a_token_denominator_keeps_the_tokens_of_what_is_left_out() -> None:
+    assert [m.denominator.item() for m in plan_of(token_mean(), 1)] == [32]
+    assert [m.denominator.item() for m in plan_of(token_mean(), 2)] == [16, 16]
+    assert [m.denominator.item() for m in plan_of(token_mean(), 4)] == [7, 9, 6, 10]
+
+
+def test_a_micro_batch_carries_its_sequences_and_is_as_wide_as_the_longest() -> None:
+    rollout = hand_rollout()
+    (minibatch,) = plan_of(GRPO(beta=0), 1, token_budget=16)
+    assert [rows_of(m) for m in minibatch.micro_batches] == [[7, 0], [4, 5], [1]]
+    for micro_batch, width in zip(minibatch.micro_batches, [5, 3, 2], strict=True):
+        rows = rows_of(micro_batch)
+        assert micro_batch.prompt_ids == [rollout.prompt_ids[i] for i in rows]
+        assert torch.equal(micro_batch.completion_ids, rollout.completion_ids[rows, :width])
+        assert torch.equal(micro_batch.mask, rollout.mask[rows, :width])
+        assert torch.equal(micro_batch.advantages, ADVANTAGES[rows])
+        assert micro_batch.old_logprobs is None
+        assert micro_batch.ref_logprobs is None
+        lengths = micro_batch.mask.sum(1).tolist()
+        assert lengths == [LENGTHS[i] for i in rows]
+
+
+def test_without_any_advantage_a_minibatch_has_no_micro_batch_but_its_denominator() -> None:
+    plan = plan_update(hand_rollout(), torch.zeros(8), GRPO(beta=0), 2, 100, T_MAX)
+    assert plan_rows(plan) == [[], []]
+    assert [m.denominator.item() for m in plan] == [4, 4]
+
+
+@pytest.mark.parametrize("loss", [GRPO(beta=0.0), GRPO(), DrGRPO(), GSPO(), GSPO(beta=0.1), GSPOToken(), token_mean()])
+def test_an_empty_micro_batch_has_a_loss_and_a_gradient_of_0(loss: LossStrategy) -> None:
+    empty = empty_micro_batch(hand_rollout())
+    assert empty.prompt_ids == [[7]]
+    assert empty.completion_ids.tolist() == [[0]]
+    assert empty.mask.tolist() == [[False]]
+    assert empty.advantages.tolist() == [0.0]
+    assert loss.denominator(empty.mask, T_MAX).item() == 0
+    logprobs = torch.zeros(1, 1, requires_grad=True)
+    output = loss(LossInputs(logprobs, torch.zeros(1, 1), empty.advantages, empty.mask, torch.zeros(1, 1)))
+    (gradient,) = torch.autograd.grad(output.numerator, logprobs)
+    assert output.numerator.item() == 0
+    assert gradient.tolist() == [[0.0]]
+
+
+# The diagnostics
+
+# Lengths 3, 2 and 1. π_θ / π_old in powers of two: k3(−Δ) = 2^−Δ − 1 + Δ ln 2.
+RATIOS = [[1.0, 2.0, 0.5], [0.5, 4.0, 1e9], [0.25, 1e9, 1e9]]
+CLIPPED_LOW = [[False, False, False], [True, True, True], [True, True, True]]
+CLIPPED_HIGH = [[False, True, False], [False, False, True], [False, True, True]]
+ENTROPY = [[1.0, 2.0, 3.0], [4.0, 5.0, 1e9], [6.0, 1e9, 1e9]]
+KL_REF = [[0.1, 0.2, 0.3], [0.4, 0.5, 1e9], [0.6, 1e9, 1e9]]
+LN2 = math.log(2)
+K3 = {1.0: 0.0, 2.0: 0.5 - 1 + LN2, 0.5: 2 - 1 - LN2, 4.0: 0.25 - 1 + 2 * LN2, 0.25: 4 - 1 - 2 * LN2}
+KL = (K3[1.0] + K3[2.0] + K3[0.5] + K3[0.5] + K3[4.0] + K3[0.25]) / 6
+
+
+def token_level(poison: float = 0.0, reference: bool = True) -> tuple[LossInputs, LossOutput, Tensor]:
+    mask = mask_of([3, 2, 1])
+    ratio = torch.tensor(RATIOS)
+    old = torch.full((3, 3), -1.0)
+    inputs = LossInputs(
+        logprobs=(old + ratio.log()).masked_fill(~mask, poison),
+        old_logprobs=old.masked_fill(~mask, poison),
+        advantages=torch.tensor([1.0, -1.0, -1.0]),
+        mask=mask,
+    )
+    output = LossOutput(
+        numerator=torch.tensor(0.0),
+        ratio=ratio.masked_fill(~mask, poison),
+        clipped_low=torch.tensor(CLIPPED_LOW),
+        clipped_high=torch.tensor(CLIPPED_HIGH),
+        kl_ref=torch.tensor(KL_REF).masked_fill(~mask, poison) if reference else None,
+    )
+    return inputs, output, torch.tensor(ENTROPY).masked_fill(~mask, poison)
+
+
+def sequence_level(poison: float = 0.0) -> tuple[LossInputs, LossOutput, Tensor]:
+    inputs, output, entropy = token_level(poison)
+    return (
+        inputs,
+        replace(
+            output,
+            ratio=torch.tensor([[1.0], [1.5], [0.5]]),
+            clipped_low=torch.tensor([[False], [False], [True]]),
+            clipped_high=torch.tensor([[False], [True], [False]]),
+        ),
+        entropy,
+    )
+
+
+def part(inputs: LossInputs, output: LossOutput, entropy: Tensor, rows: slice) -> tuple[LossInputs, LossOutput, Tensor]:
+    width = int(inputs.mask[rows].sum(1).max())
+    return (
+        LossInputs(
+            inputs.logprobs[rows, :width],
+            inputs.old_logprobs[rows, :width],
+            inputs.advantages[rows],
+            inputs.mask[rows, :width],
+        ),
+        LossOutput(
+            output.numerator,
+            output.ratio[rows, :width],
+            output.clipped_low[rows, :width],
+            output.clipped_high[rows, :width],
+            None if output.kl_ref is None else output.kl_ref[rows, :width],
+        ),
+        entropy[rows, :width],
+    )
+
+
+def empty_part() -> tuple[LossInputs, LossOutput, Tensor]:
+    nothing = torch.full((1, 1), torch.nan)
+    mask = torch.zeros(1, 1, dtype=torch.bool)
+    inputs = LossInputs(nothing, nothing, torch.zeros(1), mask)
+    return inputs, LossOutput(torch.tensor(0.0), nothing, ~mask, ~mask, nothing), nothing
+
+
+def means_of(*parts: tuple[LossInputs, LossOutput, Tensor]) -> dict[str, float]:
+    stats = UpdateStats(CPU)
+    for inputs, output, entropy in parts:
+        stats.add(inputs, output, entropy)
+    stats.grad_norms.extend([1.0, 4.0])
+    return stats.means()
+
+
+TOKEN_MEANS = {
+    "ratio_mean": (1 + 2 + 0.5 + 0.5 + 4 + 0.25) / 6,
+    "ratio_max": 4.0,
+    "clip_fraction_low": 3 / 6,
+    "clip_fraction_high": 1 / 6,
+    "kl": KL,
+    "kl_ref": 2.1 / 6,
+    "entropy": 21 / 6,
+    "grad_norm": 2.5,
+}
+SEQUENCE_MEANS = TOKEN_MEANS | {
+    "ratio_mean": 1.0,
+    "ratio_max": 1.5,
+    "clip_fraction_low": 1 / 3,
+    "clip_fraction_high": 1 / 3,
+}
+
+
+@pytest.mark.parametrize("poison", [0.0, 1e9, math.inf, -math.inf, math.nan])
+def test_diagnostics_of_token_ratios_whatever_stands_on_the_pads(poison: float) -> None:
+    assert means_of(token_level(poison)) == pytest.approx(TOKEN_MEANS, rel=1e-6)
+
+
+@pytest.mark.parametrize("poison", [0.0, 1e9, math.inf, -math.inf, math.nan])
+def test_diagnostics_of_sequence_ratios_whatever_stands_on_the_pads(poison: float) -> None:
+    assert means_of(sequence_level(poison)) == pytest.approx(SEQUENCE_MEANS, rel=1e-6)
+
+
+@pytest.mark.parametrize("poison", [0.0, math.nan])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_several_micro_batches_count_as_one(cut: int, poison: float) -> None:
+    for whole, expected in ((token_level(poison), TOKEN_MEANS), (sequence_level(poison), SEQUENCE_MEANS)):
+        parts = [part(*whole, slice(0, cut)), part(*whole, slice(cut, 3))]
+        assert means_of(*parts) == pytest.approx(expected, rel=1e-6)
+        assert means_of(*parts[::-1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_same_micro_batch_twice_has_the_same_means() -> None:
+    assert means_of(token_level(), token_level()) == pytest.approx(TOKEN_MEANS, rel=1e-6)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_empty_micro_batches_are_ignored(place: int) -> None:
+    parts = [token_level()]
+    parts.insert(place, empty_part())
+    assert means_of(*parts) == means_of(token_level())
+
+
+def test_a_row_that_only_fills_a_batch_does_not_count() -> None:
+    inputs, output, entropy = sequence_level()
+    mask = inputs.mask.clone()
+    mask[1] = False
+    means = means_of((replace(inputs, mask=mask), output, entropy))
+    assert means == pytest.approx(
+        {
+            "ratio_mean": 0.75,
+            "ratio_max": 1.0,
+            "clip_fraction_low": 0.5,
+            "clip_fraction_high": 0.0,
+            "kl": (K3[1.0] + K3[2.0] + K3[0.5] + K3[0.25]) / 4,
+            "kl_ref": 1.2 / 4,
+            "entropy": 3.0,
+            "grad_norm": 2.5,
+        },
+        rel=1e-6,
+    )
+
+
+def test_one_token_completions_count_once_either_way() -> None:
+    inputs, output, entropy = part(*token_level(), slice(2, 3))
+    assert inputs.mask.shape == (1, 1)
+    means = means_of((inputs, output, entropy))
+    assert means["ratio_mean"] == means["ratio_max"] == 0.25
+    assert means["clip_fraction_low"] == 1.0
+
+
+def test_without_a_reference_its_kl_is_0() -> None:
+    assert means_of(token_level(reference=False)) == pytest.approx(TOKEN_MEANS | {"kl_ref": 0.0}, rel=1e-6)
+
+
+def test_an_update_that_learned_from_nothing_has_finite_means() -> None:
+    zeros = dict.fromkeys(TOKEN_MEANS, 0.0)
+    assert means_of(empty_part()) == zeros | {"grad_norm": 2.5}
+
+
+def test_the_diagnostics_keep_no_graph() -> None:
+    inputs, output, entropy = token_level()
+    logprobs = inputs.logprobs.clone().requires_grad_()
+    stats = UpdateStats(CPU)
+    stats.add(replace(inputs, logprobs=logprobs), replace(output, ratio=output.ratio * logprobs), entropy)
+    assert not stats.sums.requires_grad
+    assert not stats.ratio_max.requires_grad
