@@ -222,6 +222,7 @@ class GroupPolicyModule(LightningModule):
             self.sampling.max_completion_tokens,
         )
         for step, minibatch in enumerate(plan):
+            minibatch.denominator = self._reduce(minibatch.denominator, "sum")
             # Collectives need as many micro-batches on every rank, and an optimizer step needs a gradient.
             most = self._reduce(torch.tensor(len(minibatch.micro_batches)), "max")
             while len(minibatch.micro_batches) < max(1, int(most)):
@@ -235,8 +236,7 @@ class GroupPolicyModule(LightningModule):
         stats = UpdateStats(self.device)
         for _ in range(self.epochs_per_rollout):
             for minibatch in plan:
-                denominator = self._reduce(minibatch.denominator, "sum")
-                self.optimizer_step_on(minibatch.micro_batches, denominator, stats)
+                self.optimizer_step_on(minibatch.micro_batches, minibatch.denominator, stats)
         stats.sums = self._reduce(stats.sums, "sum")
         stats.ratio_max = self._reduce(stats.ratio_max, "max")
         return stats
@@ -290,8 +290,8 @@ class GroupPolicyModule(LightningModule):
         return nullcontext() if last else block()
 
     def _reduce(self, value: Tensor, operation: str) -> Tensor:
-        """Reduce a tensor over all ranks."""
-        return self.trainer.strategy.reduce(value.to(self.device), reduce_op=operation)
+        """Reduce a tensor over all ranks, into a new one: strategies may work in place."""
+        return self.trainer.strategy.reduce(value.to(self.device, copy=True), reduce_op=operation)
 
     # Evaluation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -20,6 +21,8 @@ from rlvr_pl.types import ConfigError
 # Log-probabilities are taken from hidden states and the output embedding alone (policy.py), so a model that rescales
 # its logits afterwards would be scored wrongly.
 _LOGIT_RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def find_model(name: str) -> str:
@@ -45,8 +48,10 @@ def find_model(name: str) -> str:
     return name
 
 
-def _unavailable(name: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().split("\n")[0]
+def _unusable(name: str, error: Exception) -> ConfigError:
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if Path(find_model(name)).is_dir():
+        return ConfigError(f"model.policy: cannot load {name!r}: the folder is not a whole model: {reason}")
     return ConfigError(
         f"model.policy: cannot load {name!r}: it is neither a local folder nor to be had from the Hugging Face hub "
         f"({reason}). Check the name and the network, or give the path of a downloaded folder, or 'embedded'"
@@ -57,20 +62,19 @@ def load_config(name: str) -> PretrainedConfig:
     """The model's configuration alone, which shows early whether the model can be used.
 
     Raises:
-        ConfigError: if it cannot be found, or the model rescales its logits.
+        ConfigError: if it cannot be found or read, or the model rescales its logits.
     """
+    path = find_model(name)
     try:
-        config = AutoConfig.from_pretrained(find_model(name))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise _unavailable(name, error) from error
+        config = AutoConfig.from_pretrained(path)
+    except Exception as error:  # whatever a stranger's folder makes the library stumble over
+        raise _unusable(name, error) from error
     for key in _LOGIT_RESCALING:
         if getattr(config, key, None) not in (None, 1, 1.0):
             raise ConfigError(f"model.policy: {name!r} rescales its logits ({key}), which is not supported")
     # Dropout would make the importance ratio noise: old and new log-probs come from the same network.
-    for key in list(vars(config)):
-        if key.endswith(("dropout", "pdrop")):
+    for key, value in list(vars(config).items()):
+        if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
     return config
 
@@ -79,14 +83,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a policy.
 
     Raises:
-        ConfigError: if it cannot be found.
+        ConfigError: if it cannot be found or read.
     """
+    path = find_model(name)
+    if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in _TOKENIZER_FILES):
+        # transformers would make up a tokenizer of one token
+        raise ConfigError(f"model.policy: the folder {name!r} has no tokenizer (tokenizer.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(find_model(name))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise _unavailable(name, error) from error
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # see load_config
+        raise _unusable(name, error) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"model.policy: the tokenizer of {name!r} has no end-of-sequence token")
     return tokenizer
@@ -96,12 +102,19 @@ def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
     """The policy in float32, whatever the files hold: AdamW at 1e-6 would lose its updates in bfloat16 weights.
 
     Raises:
-        ConfigError: if the weights cannot be found.
+        ConfigError: if the weights cannot be found or read, or do not fill the model: what is missing would be random.
     """
+    path = find_model(name)
     try:
-        return AutoModelForCausalLM.from_pretrained(find_model(name), config=config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unavailable(name, error) from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # see load_config
+        raise _unusable(name, error) from error
+    policy, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ConfigError(f"model.policy: the weights of {name!r} lack {len(missing)} tensors, {missing[0]} among them")
+    return policy
 
 
 def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

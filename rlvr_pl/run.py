@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from rlvr_pl.types import ConfigError
@@ -52,5 +53,5 @@ def _version(checkpoint: Path) -> int:
 def next_config_path(log_dir: str | Path) -> Path:
     """``config.yaml``, or ``config-1.yaml`` and so on where a run has been started in this folder before."""
     folder = Path(log_dir)
-    number = len(list(folder.glob("config*.yaml")))
-    return folder / (f"config-{number}.yaml" if number else "config.yaml")
+    names = itertools.chain(["config.yaml"], (f"config-{number}.yaml" for number in itertools.count(1)))
+    return next(folder / name for name in names if not (folder / name).exists())

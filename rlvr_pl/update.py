@@ -31,7 +31,7 @@ class Minibatch:
     """What one optimizer step learns from."""
 
     micro_batches: list[MicroBatch]
-    denominator: Tensor  # this rank's share of the loss's denominator, scalar
+    denominator: Tensor  # of the loss, scalar: this rank's share when planned, all ranks' when used
 
 
 def plan_update(

@@ -174,7 +174,6 @@ def test_a_prompt_limit_that_no_row_keeps() -> None:
         make(max_prompt_tokens=3)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's ValueError names no key")
 def test_a_seed_is_not_negative() -> None:
     with pytest.raises(ConfigError, match=r"data\.split_seed"):
         make(split_seed=-1)

@@ -509,7 +509,6 @@ def test_the_scheduler_steps_once_an_optimizer_step(model_folder: Path) -> None:
     assert fitted.trainer.global_step == 4
 
 
-@pytest.mark.xfail(strict=True, reason="the denominator is reduced in place, once more in each epoch")
 @pytest.mark.parametrize("objective", [OBJECTIVES["GRPO"], OBJECTIVES["DrGRPO"]], ids=["GRPO", "DrGRPO"])
 def test_a_reduction_over_ranks_may_work_in_place(
     objective: Objective, model_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,7 +101,6 @@ def test_a_bad_row_is_refused_by_its_number(row: object, reason: str, tokenizer:
     assert len(message) <= len(start + reason + end) + 1  # and says nothing else
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="the tokenizer refuses a lone surrogate with TypeError")
 def test_a_row_that_cannot_be_tokenized_is_refused_by_its_number(tokenizer: PreTrainedTokenizerBase) -> None:
     """JSON can spell a lone surrogate, and json.loads reads it."""
     assert ": row 2: " in refusal(tokenizer, [GOOD, {"question": "Why \ud800?", "answer": "#### 5"}])

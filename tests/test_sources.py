@@ -163,7 +163,6 @@ def test_a_saved_dataset_dict(tmp_path: Path) -> None:
     assert rows_of(source, "test") == TEST
 
 
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="load_from_disk's error is passed on as it is")
 @pytest.mark.parametrize("marker", ["state.json", "dataset_dict.json"])
 def test_a_broken_saved_dataset(marker: str, tmp_path: Path) -> None:
     (tmp_path / marker).write_text('{"splits": ["train"]}')
@@ -242,19 +241,16 @@ def test_a_file_that_is_not_utf_8(content: bytes, tmp_path: Path) -> None:
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the byte order mark makes the first row a bad one")
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(TRAIN[0]).encode())
     assert rows_of(find_source(str(tmp_path / "rows.jsonl")), "train") == TRAIN[:1]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a blank line at the end of a file is a bad row")
 def test_a_blank_line_at_the_end_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(TRAIN[0]) + "\n\n")
     assert rows_of(find_source(str(tmp_path / "rows.jsonl")), "train") == TRAIN[:1]
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="json.loads raises RecursionError, no JSONDecodeError")
 def test_a_line_nested_too_deep_stands_for_itself(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("[" * 100_000)
     assert rows_of(find_source(str(tmp_path / "rows.jsonl")), "train") == ["[" * 100_000]
@@ -296,10 +292,7 @@ def test_a_hub_dataset_without_a_test_split(monkeypatch: pytest.MonkeyPatch) -> 
         datasets.exceptions.DatasetNotFoundError("Dataset 'no/such' doesn't exist on the Hub"),
         datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset"),
         ValueError("BuilderConfig 'main' not found. Available: ['a']"),
-        pytest.param(
-            RuntimeError("Dataset scripts are no longer supported, but found such.py"),
-            marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason="RuntimeError is passed on as it is"),
-        ),
+        RuntimeError("Dataset scripts are no longer supported, but found such.py"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -64,6 +64,9 @@ class GSM8KDataModule(LightningDataModule):
         }.items():
             if value < 1:
                 raise ConfigError(f"data.{key} is {value}; it must be at least 1")
+        for key, value in {"seed": seed, "split_seed": split_seed}.items():
+            if value < 0:
+                raise ConfigError(f"data.{key} is {value}; a seed must be at least 0")
         self.source = find_source(source)
         self.tokenizer_name = tokenizer
         self.system_prompt = system_prompt

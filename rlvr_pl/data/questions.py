@@ -43,7 +43,7 @@ def build_questions(
         try:
             questions.append(_build_question(index, row, tokenizer, format_question, max_prompt_tokens))
         except ValueError as error:
-            bad.append(f"row {index + 1}: {error}")
+            bad.append(f"row {index + 1}: {str(error).removesuffix('.')}")
     total = len(questions) + len(bad)
     if bad:
         shown = "; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
@@ -71,6 +71,7 @@ def _build_question(
             raise ValueError(f"{key!r} is {'missing' if value is None else type(value).__name__}, not text")
         if not value.strip():
             raise ValueError(f"{key!r} is empty")
+        value.encode()  # a lone surrogate, which JSON can spell, is a ValueError here and a TypeError to tokenizers
     gold = gold_answer(row["answer"])
     prompt = format_question(row["question"])
     prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])

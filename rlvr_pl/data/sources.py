@@ -51,8 +51,8 @@ class HubDataset:
     def __call__(self, split: Split) -> Iterable[object] | None:
         try:
             loaded = datasets.load_dataset(self.path, self.name)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except Exception as error:  # whatever a stranger's dataset makes the library stumble over
+            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             raise ConfigError(
                 f"data.source: cannot load {self.path!r}: it is neither a local file or folder nor to be had from the "
                 f"Hugging Face hub ({reason}). Check the name and the network, or give a local path, or 'embedded'"
@@ -74,7 +74,12 @@ class LocalDataset:
         if self.path.is_file():
             return read_file(self.path) if split == "train" else None
         if (self.path / "dataset_dict.json").is_file() or (self.path / "state.json").is_file():
-            saved = datasets.load_from_disk(str(self.path))
+            try:
+                saved = datasets.load_from_disk(str(self.path))
+            except Exception as error:  # see HubDataset
+                raise ConfigError(
+                    f"data.source: cannot read {str(self.path)!r}: {str(error).splitlines()[0]}"
+                ) from error
             if isinstance(saved, datasets.DatasetDict):
                 return saved.get(split)
             return saved if split == "train" else None
@@ -85,12 +90,14 @@ class LocalDataset:
 def _read_jsonl(path: Path) -> list[object]:
     """One row a line; a line that is not JSON stands for itself, to be refused by its number like other bad rows."""
     rows: list[object] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 rows.append(line)
+    while rows and isinstance(rows[-1], str) and not rows[-1].strip():
+        rows.pop()  # blank lines at the end
     return rows
 
 
@@ -112,7 +119,7 @@ def read_file(path: Path) -> Iterable[object]:
         raise ConfigError(f"data.source: {str(path)!r} is neither a .jsonl nor a .parquet file")
     try:
         return reader(path)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # see HubDataset
         raise ConfigError(f"data.source: cannot read {str(path)!r}: {str(error).splitlines()[0]}") from error
 
 

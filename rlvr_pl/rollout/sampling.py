@@ -37,7 +37,7 @@ def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor | None) -
     """
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
-        tokens = logprobs.argmax(dim=-1, keepdim=True)
+        tokens = logits.argmax(dim=-1, keepdim=True)  # not of the log-softmax, whose rounding makes ties
     else:
         assert uniforms is not None, "sampling needs uniforms"
         cumulative = logprobs.exp().cumsum(dim=-1)

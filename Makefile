@@ -1,0 +1,35 @@
+# Each target sets itself up: the virtual environment in .venv is made once, and again when requirements.txt changes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check embedded benchmark clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+quickstart: $(READY) ## train GSPO on the embedded default: about 4 minutes on two cores
+	$(BIN)/python -m rlvr_pl fit --config configs/quickstart.yaml
+
+test: $(READY) ## run the whole test suite
+	$(BIN)/python -m pytest -n auto
+
+check: $(READY) ## lint, format and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+embedded: $(READY) ## make the embedded model again: about 25 minutes on two cores
+	$(BIN)/python -m rlvr_pl.embedded.pretrain
+
+benchmark: $(READY) ## time the reward functions
+	$(BIN)/python benchmarks/rewards.py
+
+clean: ## remove the virtual environment and the caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
