@@ -1,17 +1,23 @@
 """Make the embedded model: ``python -m rlvr_pl.embedded.pretrain`` (``make embedded``).
 
-A one-million-parameter Qwen2 learns to solve the embedded problems by supervised training, and training stops early, at
-about half of the problems solved, so that reinforcement learning has reasoning left to improve. Only some of the
-solutions that it learns from carry the answer tags, so that it starts as an instruction-tuned model does: it can, but
-seldom does, answer in the requested format.
+A Qwen2 of 0.9 million parameters learns to solve the embedded problems by supervised training, in two stages that leave
+reinforcement learning something to do:
+
+1. It learns to reason, from whole solutions, until a good half of the problems is solved. Only some of the solutions
+   carry the answer tags, so that it starts as an instruction-tuned model does: it can, but seldom does, answer in the
+   requested format.
+2. It picks up a bad habit. For a few dozen steps the solutions are hasty: asked what something is worth, most of them
+   stop at the count and forget the price. The right continuation stays in its samples, for a verifier to find.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,9 +33,9 @@ from rlvr_pl.rewards import gold_answer, last_number, same_number
 from rlvr_pl.rollout import GenerateEngine, Sampling
 
 TAGGED_SHARE = 0.15  # share of the solutions that carry the tags
+HASTY_SHARE = 0.65  # share of the second stage's solutions to questions of worth that stop at the count
 VOCABULARY = 512
 BATCH = 64
-LEARNING_RATE = 3e-3
 EVALUATION_EVERY = 50
 
 CHAT_TEMPLATE = (
@@ -46,6 +52,12 @@ def solution_text(answer: str, tagged: bool) -> str:
     if tagged:
         return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{number}\n</answer>"
     return f"{reasoning}\nThe answer is {number}."
+
+
+def hasty(answer: str) -> str:
+    """A gold answer without its last line, ending in the number of the line before."""
+    *lines, _ = answer.rpartition("\n#### ")[0].split("\n")
+    return "\n".join([*lines, f"#### {lines[-1].partition('=')[2]}"])
 
 
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -97,15 +109,21 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     return model
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, hasty_share: float
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless ``(input_ids, labels)`` of shape (BATCH, L), right-padded; labels are -100 on prompts and pads."""
     stream = problem_stream("train", seed)
-    rng = random.Random(seed)
+    rng, hasty_rng = random.Random(seed), random.Random(5)
 
     def example() -> tuple[torch.Tensor, torch.Tensor]:
         problem = next(stream)
         prompt = tokenizer(format_prompt(tokenizer, problem["question"], SYSTEM_PROMPT))["input_ids"]
-        solution = solution_text(problem["answer"], tagged=rng.random() < TAGGED_SHARE)
+        tagged = rng.random() < TAGGED_SHARE
+        answer = problem["answer"]
+        if "worth" in problem["question"] and hasty_rng.random() < hasty_share:
+            answer = hasty(answer)
+        solution = solution_text(answer, tagged)
         completion = [*tokenizer(solution)["input_ids"], tokenizer.eos_token_id]
         return torch.tensor(prompt + completion), torch.tensor([-100] * len(prompt) + completion)
 
@@ -134,17 +152,29 @@ def solved_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pr
     return sum(right) / len(right)
 
 
-def pretrain(output: Path, stop_at: float, max_steps: int, seed: int) -> None:
-    """Train until ``stop_at`` of 256 held-out problems are solved, or for ``max_steps``, and save into ``output``."""
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer(seed)
-    model = make_model(tokenizer)
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training: its data, its schedule, and when it ends."""
+
+    name: str
+    seed: int
+    hasty_share: float
+    learning_rate: float
+    warmup_steps: int
+    max_steps: int
+    decay_to: float = 1.0  # share of the learning rate at max_steps
+    stop_at: float = 1.0  # the share of held-out problems solved at which to stop before
+
+
+def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int) -> None:
+    """Train for one stage, in place."""
     held_out = embedded_problems("train", 256, seed + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=100)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, end_factor=0.1, total_iters=max_steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / stage.warmup_steps, total_iters=stage.warmup_steps)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, stage.decay_to, total_iters=stage.max_steps)
     start = time.perf_counter()
-    for step, (input_ids, labels) in enumerate(batches(tokenizer, seed), start=1):
+    steps = itertools.islice(batches(tokenizer, stage.seed, stage.hasty_share), stage.max_steps)
+    for step, (input_ids, labels) in enumerate(steps, start=1):
         loss = model(input_ids=input_ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -155,11 +185,28 @@ def pretrain(output: Path, stop_at: float, max_steps: int, seed: int) -> None:
         if step % EVALUATION_EVERY == 0:
             share = solved_share(model, tokenizer, held_out)
             seconds = time.perf_counter() - start
-            print(f"step {step:5d}  loss {loss.item():.3f}  solved {share:.1%}  {seconds:.0f} s", flush=True)
-            if share >= stop_at:
+            print(f"{stage.name} {step:5d}  loss {loss.item():.3f}  solved {share:.1%}  {seconds:.0f} s", flush=True)
+            if share >= stage.stop_at:
                 break
-        if step >= max_steps:
-            break
+
+
+def pretrain(output: Path, stop_at: float, max_steps: int, seed: int) -> None:
+    """Train both stages and save into ``output``.
+
+    Args:
+        output: a folder.
+        stop_at: the share of 256 held-out problems solved that ends the first stage.
+        max_steps: of the first stage.
+        seed: of the initial weights and of the problems.
+    """
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(seed)
+    model = make_model(tokenizer)
+    reason = Stage("reason", seed, 0.0, 3e-3, warmup_steps=100, max_steps=max_steps, decay_to=0.1, stop_at=stop_at)
+    train(model, tokenizer, reason, seed)
+    model.bfloat16().float()  # the second stage starts from what a saved model would be
+    habit = Stage("habit", seed + 777, HASTY_SHARE, 2e-4, warmup_steps=20, max_steps=min(50, max_steps))
+    train(model, tokenizer, habit, seed)
     output.mkdir(parents=True, exist_ok=True)
     model.bfloat16().save_pretrained(output)  # half the size; it is read back as float32
     tokenizer.save_pretrained(output)
@@ -167,9 +214,11 @@ def pretrain(output: Path, stop_at: float, max_steps: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the embedded model (about ten minutes on two cores).")
+    parser = argparse.ArgumentParser(description="Make the embedded model: about 20 minutes on two cores.")
     parser.add_argument("--output", type=Path, default=EMBEDDED_MODEL)
-    parser.add_argument("--stop_at", type=float, default=0.55, help="stop at this share of held-out problems solved")
+    parser.add_argument(
+        "--stop_at", type=float, default=0.56, help="share of held-out problems solved that ends stage 1"
+    )
     parser.add_argument("--max_steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     pretrain(**vars(parser.parse_args()))
