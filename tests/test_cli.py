@@ -133,3 +133,15 @@ def test_predict_writes_every_test_question(run: Path, policy: str, tmp_path: Pa
     main(["predict", *tiny_run(policy, tmp_path)[1:], f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"])
     (file,) = (tmp_path / "run" / "version_0" / "evaluations").glob("predict-*.jsonl")
     assert [r["question"] for r in read_records(file)] == list(range(6))
+
+
+def test_a_run_can_be_repeated_from_its_own_config(policy: str, tmp_path: Path) -> None:
+    """Also where the source is a bare name, which must not be saved as something else."""
+    small = {"data.source": "embedded", "data.max_rollouts": 1, "trainer.limit_val_batches": 1}
+    arguments = tiny_run(policy, tmp_path / "first", **small)
+    main([a for a in arguments if not a.startswith("--data.source.")])
+    first = tmp_path / "first" / "run" / "version_0"
+    main(["fit", f"--config={first / 'config.yaml'}", f"--trainer.logger.init_args.save_dir={tmp_path / 'again'}"])
+    again = tmp_path / "again" / "run" / "version_0"
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (first, again)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)

@@ -257,7 +257,7 @@ class Plain:
         clipped = ratio.clamp(1 - self.objective.clip_low, 1 + self.objective.clip_high)
         loss = -torch.minimum(ratio * advantage, clipped * advantage)
         if self.objective.beta > 0:
-            d = self.logprobs(self.initial, rollout, i).detach() - logprobs
+            d = self.logprobs(self.initial, rollout, i) - logprobs
             kl_ref = d.exp() - d - 1
             loss = loss + self.objective.beta * kl_ref
             self.kl_ref.append(kl_ref.detach())
@@ -268,7 +268,8 @@ class Plain:
 
     def update(self, rollout: Rollout, rewards: Sequence[float], minibatches: int, epochs: int) -> None:
         advantages = self.advantages_of(rewards)
-        old = [self.logprobs(self.model, rollout, i).detach() for i in range(len(LENGTHS))]
+        with torch.no_grad():
+            old = [self.logprobs(self.model, rollout, i) for i in range(len(LENGTHS))]
         for _ in range(epochs):
             for rows in torch.arange(len(LENGTHS)).view(minibatches, -1).tolist():
                 losses = [self.sequence_loss(rollout, i, advantages[i], old[i]) for i in rows]
@@ -304,7 +305,7 @@ def plain(
     folder: Path, objective: Objective, optimizer: OptimizerFactory = sgd, max_grad_norm: float | None = 1.0
 ) -> Plain:
     model, initial = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
-    return Plain(model, objective, optimizer(model.parameters()), max_grad_norm, initial)
+    return Plain(model, objective, optimizer(model.parameters()), max_grad_norm, initial.requires_grad_(False))
 
 
 # The update
@@ -464,9 +465,10 @@ def test_a_minibatch_without_any_advantage_steps_too(model_folder: Path) -> None
 # A gradient that is not finite
 
 
-@pytest.mark.parametrize("broken_step", [1, 2, 3])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize(
+    ("value", "broken_step", "max_grad_norm"),
+    [(math.nan, 1, None), (math.inf, 1, 0.5), (math.inf, 2, None), (math.nan, 3, 0.5)],
+)
 def test_a_gradient_that_is_not_finite_ends_the_run_before_its_step(
     value: float, broken_step: int, max_grad_norm: float | None, model_folder: Path
 ) -> None:

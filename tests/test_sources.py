@@ -309,3 +309,17 @@ def test_a_hub_that_does_not_deliver(error: Exception, monkeypatch: pytest.Monke
         f"hub ({reason}). Check the name and the network, or give a local path, or 'embedded'"
     )
     assert raised.value.__cause__ is error
+
+
+def one_row(split: str) -> list[object] | None:
+    return [TRAIN[0]] if split == "train" else None
+
+
+def test_an_import_path_names_a_source_of_your_own() -> None:
+    assert rows_of(find_source("tests.test_sources.one_row"), "train") == [TRAIN[0]]
+    assert len(list(find_source("rlvr_pl.data.EmbeddedProblems")("test") or ())) == 512
+
+
+def test_an_import_path_that_leads_nowhere() -> None:
+    with pytest.raises(ConfigError, match=r"data\.source: cannot import 'no\.such_source'"):
+        find_source("no.such_source")

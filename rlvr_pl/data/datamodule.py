@@ -42,7 +42,7 @@ class GSM8KDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: DataSource | str = "openai/gsm8k",
+        source: str | DataSource = "openai/gsm8k",
         tokenizer: str = "embedded",
         system_prompt: str = SYSTEM_PROMPT,
         chat_template: bool = True,

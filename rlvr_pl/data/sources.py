@@ -6,6 +6,7 @@ passed on unchecked; :mod:`rlvr_pl.data.questions` refuses bad ones by their num
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -127,7 +128,8 @@ def find_source(source: str | DataSource) -> DataSource:
     """The data source that a setting names.
 
     Args:
-        source: ``embedded``; the path of a local dataset; a hub id; or a data source, which is returned as it is.
+        source: ``embedded``; the path of a local dataset; a hub id; the import path of a data source, or of a
+            class that makes one without arguments; or a data source, which is returned as it is.
 
     Raises:
         ConfigError: if it is a path and nothing is there.
@@ -141,4 +143,11 @@ def find_source(source: str | DataSource) -> DataSource:
         return LocalDataset(source)
     if path.is_absolute() or path.suffix in _READERS or source.startswith((".", "~")) or source.count("/") > 1:
         raise ConfigError(f"data.source: there is no file or folder {source!r}")
+    module, _, name = source.rpartition(".")
+    if "/" not in source and module:
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"data.source: cannot import {source!r}: {error}") from error
+        return found() if isinstance(found, type) else found
     return HubDataset(source, "main" if source == "openai/gsm8k" else None)
