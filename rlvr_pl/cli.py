@@ -166,6 +166,8 @@ class RLVRCommandLine(LightningCLI):
             self.model.check_division(self.datamodule.prompts_per_rollout, self.trainer.world_size)
         load_config(self.model.policy_name)
         self.datamodule.setup()
+        questions = (q for split in self.datamodule.questions.values() for q in split)
+        self.model.check_length(longest_prompt=max(len(q.prompt_ids) for q in questions))
 
     # Around fit
 
@@ -206,6 +208,7 @@ class RLVRCommandLine(LightningCLI):
 def _quieten() -> None:
     """Leave out what libraries say that a user can do nothing about."""
     warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -98,6 +98,7 @@ class GroupPolicyModule(LightningModule):
             raise ConfigError(f"model.max_grad_norm is {max_grad_norm}; it must be above 0, or null for no clipping")
         # Objects stay out of the checkpoint: it must load with weights_only.
         self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler"])
+        self.save_hyperparameters({"objective": type(loss).__name__, "beta": loss.beta})
         self.automatic_optimization = False
         self.policy_name = policy
         self.loss = loss
@@ -143,6 +144,21 @@ class GroupPolicyModule(LightningModule):
                 f"data.prompts_per_rollout is {prompts_per_rollout}, which does not divide by "
                 f"{self.minibatches_per_rollout} minibatches (model.minibatches_per_rollout) × {world_size} ranks; "
                 f"make it a multiple of {parts}"
+            )
+
+    def check_length(self, longest_prompt: int) -> None:
+        """The policy must have a position for every token.
+
+        Raises:
+            ConfigError: if it has not, or cannot be loaded.
+        """
+        positions = getattr(load_config(self.policy_name), "max_position_embeddings", None)
+        needed = longest_prompt + self.sampling.max_completion_tokens
+        if positions is not None and needed > positions:
+            raise ConfigError(
+                f"model.max_completion_tokens is {self.sampling.max_completion_tokens}; with the longest prompt of "
+                f"{longest_prompt} tokens that is {needed}, more than the {positions} positions of "
+                f"{self.policy_name!r}. Lower it, or data.max_prompt_tokens"
             )
 
     def configure_model(self) -> None:

@@ -55,6 +55,10 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--ckpt_path=nowhere.ckpt"], r"ckpt_path: there is no file 'nowhere\.ckpt'"),
         (["--ckpt_path=last"], r"ckpt_path: no run under .* has a last\.ckpt yet"),
         (["--resume_point.every_n_rollouts=0"], r"resume_point\.every_n_rollouts is 0"),
+        (
+            ["--model.max_completion_tokens=500"],
+            r"model\.max_completion_tokens is 500; .* the 512 positions of 'embedded'",
+        ),
         (["--data.val_size=8192"], r"data\.val_size is 8192, but there are only 8192"),
     ],
 )

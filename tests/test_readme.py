@@ -21,7 +21,7 @@ def test_the_extensions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "my_project.py").write_text("\n\n".join(blocks))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_project", raising=False)
-    flags = [line.strip("`").split(" ", 1) for line in README.splitlines() if line.startswith("`--")]
+    flags = [line.strip("`").split(" ", 1) for line in README.splitlines() if re.fullmatch(r"`--[^`]+`", line)]
     flags[0][1], clip = flags[0][1].split(" --model.loss.clip_low ")
     named = {key.removeprefix("--"): value.strip("'") for key, value in flags}
     assert set(named) == {"model.loss", "model.rewards", "data.source"}
