@@ -118,7 +118,7 @@ class RLVRCommandLine(LightningCLI):
                 "val_check_interval": 20,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 1,
-                "inference_mode": False,  # autocast caches its weight casts under no_grad only
+                "inference_mode": False,  # under it, autocast keeps no casts of the weights from one token to the next
                 "enable_model_summary": False,
                 "logger": {
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -162,6 +162,8 @@ class RLVRCommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
+        if self.trainer.precision == "16-mixed":
+            raise ConfigError("trainer.precision is 16-mixed, whose loss scaling is not supported; use bf16-mixed")
         if self.subcommand == "fit":
             self.model.check_division(self.datamodule.prompts_per_rollout, self.trainer.world_size)
         load_config(self.model.policy_name)

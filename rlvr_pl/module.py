@@ -184,7 +184,7 @@ class GroupPolicyModule(LightningModule):
 
     def on_fit_start(self) -> None:
         for reference in self.reference:
-            reference.to(self.device)  # type: ignore[arg-type]
+            reference.to(self.device, self.policy.dtype)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Prompts are lists; the engine makes its tensors where it wants them."""
@@ -393,9 +393,9 @@ class GroupPolicyModule(LightningModule):
         columns = {
             "reward": rewards.total,
             **{f"reward/{name}": part for name, part in rewards.parts.items()},
-            "accuracy": torch.tensor([float(grade(c).correct) for c in completions]),
-            "tokens_mean": torch.tensor([float(c.tokens) for c in completions]),
-            "truncated_rate": torch.tensor([float(c.truncated) for c in completions]),
+            "accuracy": torch.tensor([grade(c).correct for c in completions]),
+            "tokens_mean": torch.tensor([c.tokens for c in completions]),
+            "truncated_rate": torch.tensor([c.truncated for c in completions]),
         }
         table = torch.stack([c.double() for c in columns.values()], dim=1).to(self.device)  # (N, columns)
         table = cast(Tensor, self.all_gather(table)).reshape(-1, len(columns))  # over all ranks

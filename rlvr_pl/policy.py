@@ -71,11 +71,16 @@ def score(
     row, column = mask.nonzero(as_tuple=True)
     hidden = hidden[row, prompt_lengths[row] + column - 1]  # (tokens, H); position t − 1 predicts token t
     head = policy.get_output_embeddings()
+    bias = getattr(head, "bias", None)
     with torch.autocast(device_type=device.type, enabled=False):
         logprobs, entropy = _score_positions(
-            hidden.float(), head.weight.float(), getattr(head, "bias", None), completion_ids[mask], temperature
+            hidden.float(),
+            head.weight.float(),
+            None if bias is None else bias.float(),
+            completion_ids[mask],
+            temperature,
         )
-    zeros = torch.zeros(mask.shape, device=device)
+    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=device)
     return TokenScores(
         logprobs=zeros.masked_scatter(mask, logprobs), entropy=zeros.masked_scatter(mask, entropy.detach())
     )

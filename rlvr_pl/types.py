@@ -33,14 +33,23 @@ class Question:
     prompt_ids: tuple[int, ...]  # P tokens
 
 
-@dataclass(frozen=True)
 class PromptBatch:
-    """The prompts of one rollout on this rank, or one batch of an evaluation."""
+    """The prompts of one rollout on this rank, or one batch of an evaluation.
 
-    questions: Sequence[Question]  # B of them
-    slots: Sequence[int]  # B; each prompt's place in the whole rollout over all ranks, which its noise depends on
-    rollout: int = 0  # how many rollouts came before this one
-    epoch: int = 0  # how many times the training questions have all been served
+    No dataclass: Lightning would take one apart to convert the tensors in it, of which there are none.
+
+    Attributes:
+        questions: B of them.
+        slots: B; each prompt's place in the whole rollout over all ranks, which its noise depends on.
+        rollout: how many rollouts came before this one.
+        epoch: how many times the training questions have all been served.
+    """
+
+    def __init__(self, questions: Sequence[Question], slots: Sequence[int], rollout: int = 0, epoch: int = 0) -> None:
+        self.questions = questions
+        self.slots = slots
+        self.rollout = rollout
+        self.epoch = epoch
 
 
 @dataclass(frozen=True)

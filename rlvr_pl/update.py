@@ -89,7 +89,7 @@ def empty_micro_batch(rollout: Rollout) -> MicroBatch:
         prompt_ids=[rollout.prompt_ids[0][:1]],
         completion_ids=torch.zeros(1, 1, dtype=torch.long, device=device),
         mask=torch.zeros(1, 1, dtype=torch.bool, device=device),
-        advantages=torch.zeros(1, device=device),
+        advantages=torch.zeros(1, dtype=torch.float32, device=device),
     )
 
 

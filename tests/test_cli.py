@@ -59,6 +59,7 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--model.max_completion_tokens=500"],
             r"model\.max_completion_tokens is 500; .* the 512 positions of 'embedded'",
         ),
+        (["--trainer.precision=16-mixed"], r"trainer\.precision is 16-mixed.*use bf16-mixed"),
         (["--data.val_size=8192"], r"data\.val_size is 8192, but there are only 8192"),
     ],
 )

@@ -25,7 +25,6 @@ def small(save_dir: Path, *configs: str, **overrides: Any) -> list[str]:
     """``fit`` with shipped configurations, made small."""
     settings = {
         "trainer.accelerator": "cpu",
-        "trainer.precision": "32-true",
         "trainer.enable_progress_bar": "false",
         "trainer.logger.save_dir": save_dir,
         "model.max_completion_tokens": 8,
@@ -71,7 +70,7 @@ def test_embedded_overlay_runs_any_objective(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_published_overlay_has_one_update_and_an_inert_clip(name: str, policy: str, tmp_path: Path) -> None:
-    main(small(tmp_path, name, "published", **{"model.policy": policy}))
+    main(small(tmp_path, name, "published", **{"model.policy": policy}))  # in bf16-true, as published
     scalars = read_scalars(tmp_path / name / "version_0")
     assert scalars["train/ratio_mean"] == {1: 1.0, 2: 1.0}
     assert scalars["train/clip_fraction_low"] == scalars["train/clip_fraction_high"] == {1: 0.0, 2: 0.0}

@@ -573,7 +573,6 @@ def test_mixed_precision_learns_nearly_the_same(gradient_checkpointing: bool, mo
     assert 0 < apart / moved < 0.03
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning refuses to convert a frozen dataclass; then score() meets bf16 zeros")
 def test_weights_in_bfloat16_can_be_trained_too(model_folder: Path) -> None:
     """``configs/published.yaml`` asks for it."""
     exact = fit(model_folder, OBJECTIVES["GRPO"].strategy, minibatches_per_rollout=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class GenerateEngine:
         input_ids = torch.tensor([[self.pad_id] * n + list(p) for n, p in zip(padding, repeated, strict=True)])
         attention_mask = torch.arange(width) >= torch.tensor(padding).unsqueeze(1)
         chosen = _ChosenToken(sampling.temperature, None if noise is None else noise.to(device))
-        with self._settings(sampling), _eval_mode(self.policy):
+        with self._settings(sampling), _eval_mode(self.policy), _weights_cast_once(device.type):
             sequences = self.policy.generate(  # type: ignore[operator]
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.long().to(device),
@@ -91,6 +91,13 @@ class GenerateEngine:
             yield
         finally:
             self.policy.generation_config = checkpoint_settings
+
+
+def _weights_cast_once(device_type: str) -> AbstractContextManager[object]:
+    """Lightning's autocast keeps no casts, so that every token would cast all weights anew; in here they are kept."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type), cache_enabled=True)
 
 
 @contextmanager
