@@ -18,7 +18,7 @@ quickstart: $(READY) ## train GSPO on the embedded default: about 4 minutes on t
 	$(BIN)/python -m rlvr_pl fit --config configs/quickstart.yaml
 
 test: $(READY) ## run the whole test suite
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY) ## lint, format and type-check
 	$(BIN)/ruff check .

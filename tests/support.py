@@ -21,6 +21,11 @@ def digit_share(completion: Completion) -> float:
     return sum(c.isdigit() for c in completion.text) / max(1, len(completion.text))
 
 
+def text_length(completion: Completion) -> float:
+    """Varies whatever the vocabulary."""
+    return float(len(completion.text))
+
+
 class Interrupt(Callback):
     """Presses Ctrl-C during a rollout."""
 
@@ -62,6 +67,12 @@ def read_scalars(log_dir: Path) -> dict[str, dict[int, float]]:
         for tag in events.Tags()["scalars"]:
             scalars.setdefault(tag, {}).update({e.step: e.value for e in events.Scalars(tag)})
     return scalars
+
+
+def has_samples(log_dir: Path) -> bool:
+    """Whether completions were written to TensorBoard as text."""
+    events = [EventAccumulator(str(file)).Reload().Tags()["tensors"] for file in log_dir.glob("events.*")]
+    return any("samples/text_summary" in tags for tags in events)
 
 
 def make_tiny_policy(folder: Path) -> str:

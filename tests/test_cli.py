@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import rlvr_pl.module
 from rlvr_pl.cli import main
 from rlvr_pl.records import read_records
-from tests.support import make_tiny_policy, read_scalars, tiny_run
+from tests.support import has_samples, make_tiny_policy, read_scalars, tiny_run
 
 QUICKSTART = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
 
@@ -107,6 +107,7 @@ def test_fit_logs_what_it_says_it_logs(run: Path) -> None:
     evaluation = {"accuracy", "accuracy_flexible", "format_rate", "mean_tokens", "truncated_rate"}
     expected = {f"train/{name}" for name in train} | {f"{s}/{name}" for s in ("val", "test") for name in evaluation}
     assert tags == expected | {"time/rollout_s", "time/update_s", "throughput/tokens_per_s"}
+    assert has_samples(run)
 
 
 def test_the_exported_model_is_the_best_checkpoint(run: Path) -> None:

@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import Qwen2Config
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from rlvr_pl.cli import main
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.data.prompts import SYSTEM_PROMPT
 from rlvr_pl.pretrained import load_tokenizer
+from rlvr_pl.records import read_records
 from rlvr_pl.rewards import gold_answer
 from rlvr_pl.rewards.answers import parse_number, same_number
 from rlvr_pl.types import Question
+from tests.support import read_scalars, tiny_run
 
 SHARED = Path(__file__).parents[2] / "shared"
 GSM8K = SHARED / "gsm8k"
@@ -99,3 +103,43 @@ def test_no_test_question_is_trained_on(qwen: GSM8KDataModule) -> None:
     split = {name: {question.question for question in questions} for name, questions in qwen.questions.items()}
     assert split["test"].isdisjoint(split["train"] | split["val"])
     assert split["val"].isdisjoint(split["train"])
+
+
+def test_fit_trains_and_evaluates_on_it(tmp_path: Path) -> None:
+    """Two rollouts and evaluations of a hold-out, with Qwen2.5's tokenizer and whole vocabulary."""
+    if not QWEN.is_dir():
+        pytest.skip(f"Qwen2.5's tokenizer is not at hand: there is no folder {QWEN}")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(QWEN)
+    config = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    folder = tmp_path / "policy"
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = {
+        "data.source": str(GSM8K),
+        "data.val_size": 128,
+        "data.max_rollouts": 2,
+        "model.max_completion_tokens": 4,
+        "model.micro_batch_tokens": 4096,
+        "model.rewards": '[{"function": "tests.support.text_length"}]',
+        "data.eval_batch_size": 128,
+    }
+    arguments = tiny_run(str(folder), tmp_path, **settings)
+    main([a for a in arguments if not a.startswith("--data.source.")])
+    run = tmp_path / "run" / "version_0"
+    scalars = read_scalars(run)
+    assert set(scalars["train/grad_norm"]) == {1, 2}
+    assert all(norm > 0 for norm in scalars["train/grad_norm"].values())
+    for rollout in (0, 2):
+        records = read_records(run / "evaluations" / f"val-{rollout:06d}.jsonl")
+        assert len({r["question"] for r in records}) == 128
