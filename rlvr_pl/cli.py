@@ -148,6 +148,8 @@ class RLVRCommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if str(config.trainer.precision) in ("16", "16-mixed"):
+            raise ConfigError("trainer.precision is 16-mixed, whose loss scaling is not supported; use bf16-mixed")
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(RolloutProgressBar())
         if config.get("ckpt_path") is None:
@@ -162,8 +164,6 @@ class RLVRCommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
-        if self.trainer.precision == "16-mixed":
-            raise ConfigError("trainer.precision is 16-mixed, whose loss scaling is not supported; use bf16-mixed")
         if self.subcommand == "fit":
             self.model.check_division(self.datamodule.prompts_per_rollout, self.trainer.world_size)
         load_config(self.model.policy_name)
