@@ -128,7 +128,6 @@ class GroupPolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot run, before any weight is loaded."""
-        load_config(self.policy_name)
         if stage == "fit" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             self.check_division(self.trainer.datamodule.prompts_per_rollout, self.trainer.world_size)  # type: ignore[attr-defined]
 
