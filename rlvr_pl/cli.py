@@ -24,7 +24,7 @@ from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
-from rlvr_pl.run import BEST_MODEL, find_checkpoint, next_config_path
+from rlvr_pl.run import BEST, BEST_MODEL, find_checkpoint, next_config_path
 from rlvr_pl.summary import print_summary
 from rlvr_pl.types import ConfigError
 
@@ -82,7 +82,7 @@ def best_checkpoint() -> ModelCheckpoint:
     return ModelCheckpoint(
         monitor="val/accuracy",
         mode="max",
-        filename="best",
+        filename=Path(BEST).stem,
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )

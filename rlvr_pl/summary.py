@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvr_pl.records import read_records, records_path
+from rlvr_pl.run import BEST, BEST_MODEL, CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
     console.print(f"after: the best checkpoint by val/accuracy, taken after {best_rollout} rollouts", highlight=False)
     for name, place in {
         "logs": log_dir,
-        "best checkpoint": log_dir / "checkpoints" / "best.ckpt",
-        "exported model": log_dir / "best_model",
+        "best checkpoint": log_dir / CHECKPOINTS / BEST,
+        "exported model": log_dir / BEST_MODEL,
         "records": log_dir / "evaluations",
     }.items():
         console.print(f"{name + ':':17}{place}", highlight=False, soft_wrap=True)
