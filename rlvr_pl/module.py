@@ -24,7 +24,7 @@ from rlvr_pl.pretrained import find_model, load_config, load_policy, load_tokeni
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
 from rlvr_pl.records import records_path, write_records
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
-from rlvr_pl.rollout import GenerateEngine, RolloutEngine, Sampling
+from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.types import ConfigError, LossInputs, PromptBatch, Rollout
 from rlvr_pl.update import MicroBatch, UpdateStats, empty_micro_batch, plan_update
 
@@ -46,6 +46,8 @@ class GroupPolicyModule(LightningModule):
         minibatches_per_rollout: optimizer steps per pass over a rollout. With one step a rollout the ratio is always 1,
             and GRPO and GSPO are the same algorithm.
         epochs_per_rollout: passes over a rollout.
+        rollout_slots: completions that are generated at a time. Others wait, and take the places of those that end; the
+            cache of keys and values grows with it.
         micro_batch_tokens: tokens, pads included, that go through the policy together in an update.
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
         gradient_checkpointing: compute activations again in the backward pass rather than keep them.
@@ -66,6 +68,7 @@ class GroupPolicyModule(LightningModule):
         temperature: float = 1.0,
         minibatches_per_rollout: int = 4,
         epochs_per_rollout: int = 1,
+        rollout_slots: int = 256,
         micro_batch_tokens: int = 16384,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -79,6 +82,7 @@ class GroupPolicyModule(LightningModule):
             "max_completion_tokens": max_completion_tokens,
             "minibatches_per_rollout": minibatches_per_rollout,
             "epochs_per_rollout": epochs_per_rollout,
+            "rollout_slots": rollout_slots,
             "micro_batch_tokens": micro_batch_tokens,
             "eval_samples": eval_samples,
         }.items():
@@ -110,6 +114,7 @@ class GroupPolicyModule(LightningModule):
         self.eval_sampling = Sampling(max_completion_tokens, eval_temperature)
         self.minibatches_per_rollout = minibatches_per_rollout
         self.epochs_per_rollout = epochs_per_rollout
+        self.rollout_slots = rollout_slots
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
@@ -173,7 +178,8 @@ class GroupPolicyModule(LightningModule):
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
         stop_ids = stop_token_ids(self.policy, self.tokenizer)
         pad_id = self.tokenizer.pad_token_id
-        self.engine = GenerateEngine(self.policy, stop_ids, stop_ids[0] if pad_id is None else pad_id)
+        pad_id = stop_ids[0] if pad_id is None else pad_id
+        self.engine = choose_engine(self.policy, stop_ids, pad_id, self.rollout_slots)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.policy.parameters())
@@ -236,6 +242,7 @@ class GroupPolicyModule(LightningModule):
             self.micro_batch_tokens,
             self.sampling.max_completion_tokens,
         )
+        stats = UpdateStats(self.device)
         for step, minibatch in enumerate(plan):
             minibatch.denominator = self._reduce(minibatch.denominator, "sum")
             # Collectives need as many micro-batches on every rank, and an optimizer step needs a gradient.
@@ -246,14 +253,14 @@ class GroupPolicyModule(LightningModule):
                 for micro_batch in minibatch.micro_batches:
                     if step > 0:  # the first minibatch's old log-probs are its own current ones, detached
                         micro_batch.old_logprobs = self.score(self.policy, micro_batch).logprobs
+                        stats.add_mismatch(micro_batch)
                     for reference in self.reference:
                         micro_batch.ref_logprobs = self.score(reference, micro_batch).logprobs
-        stats = UpdateStats(self.device)
         for _ in range(self.epochs_per_rollout):
             for minibatch in plan:
                 self.optimizer_step_on(minibatch.micro_batches, minibatch.denominator, stats)
         stats.sums = self._reduce(stats.sums, "sum")
-        stats.ratio_max = self._reduce(stats.ratio_max, "max")
+        stats.maxima = self._reduce(stats.maxima, "max")
         return stats
 
     def optimizer_step_on(self, micro_batches: Sequence[MicroBatch], denominator: Tensor, stats: UpdateStats) -> None:
@@ -269,6 +276,7 @@ class GroupPolicyModule(LightningModule):
             scores = self.score(self.policy, micro_batch)
             if micro_batch.old_logprobs is None:
                 micro_batch.old_logprobs = scores.logprobs.detach()
+                stats.add_mismatch(micro_batch)
             inputs = LossInputs(
                 scores.logprobs,
                 micro_batch.old_logprobs,
@@ -403,6 +411,7 @@ class GroupPolicyModule(LightningModule):
         tokens = round(means["tokens_mean"] * len(table))
         self.completion_tokens += tokens
         diagnostics = stats.means()
+        mismatch_mean, mismatch_max = stats.logprob_mismatch()
         if not self.loss.needs_reference:
             del diagnostics["kl_ref"]
         optimizer = self.optimizers()
@@ -413,6 +422,8 @@ class GroupPolicyModule(LightningModule):
             "train/zero_variance_groups": float((groups.amax(dim=1) == groups.amin(dim=1)).double().mean()),
             "train/lr": optimizer.param_groups[0]["lr"],
             "train/epoch": float(prompts.epoch),
+            "rollout/logprob_mismatch": mismatch_mean,
+            "rollout/logprob_mismatch_max": mismatch_max,
             "time/rollout_s": rollout_s,
             "time/update_s": update_s,
             "throughput/tokens_per_s": tokens / (rollout_s + update_s),

@@ -22,6 +22,7 @@ class MicroBatch:
     completion_ids: Tensor  # (n, T)
     mask: Tensor  # (n, T)
     advantages: Tensor  # (n,)
+    sampling_logprobs: Tensor  # (n, T)
     old_logprobs: Tensor | None = None  # (n, T); None until scored
     ref_logprobs: Tensor | None = None  # (n, T)
 
@@ -79,6 +80,7 @@ def _select(rollout: Rollout, advantages: Tensor, rows: list[int]) -> MicroBatch
         completion_ids=rollout.completion_ids[rows, :longest],
         mask=rollout.mask[rows, :longest],
         advantages=advantages[rows],
+        sampling_logprobs=rollout.sampling_logprobs[rows, :longest],
     )
 
 
@@ -90,17 +92,21 @@ def empty_micro_batch(rollout: Rollout) -> MicroBatch:
         completion_ids=torch.zeros(1, 1, dtype=torch.long, device=device),
         mask=torch.zeros(1, 1, dtype=torch.bool, device=device),
         advantages=torch.zeros(1, dtype=torch.float32, device=device),
+        sampling_logprobs=torch.zeros(1, 1, dtype=torch.float32, device=device),
     )
 
 
 class UpdateStats:
     """Diagnostics of an update, summed over its micro-batches: means over what was summed, never means of means."""
 
-    _SUMS = ("ratio", "clipped_low", "clipped_high", "elements", "kl", "kl_ref", "entropy", "tokens")
+    _SUMS = (
+        *("ratio", "clipped_low", "clipped_high", "elements", "kl", "kl_ref", "entropy", "tokens"),
+        *("mismatch", "rescored"),
+    )
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self._SUMS), dtype=torch.float64, device=device)
-        self.ratio_max = torch.zeros((), dtype=torch.float64, device=device)
+        self.maxima = torch.zeros(2, dtype=torch.float64, device=device)  # ratio, mismatch
         self.grad_norms: list[float] = []
 
     @torch.no_grad()
@@ -121,9 +127,20 @@ class UpdateStats:
             kl_ref,
             masked(entropy, inputs.mask),
             inputs.mask,
+            torch.zeros(()),
+            torch.zeros(()),
         )
         self.sums += torch.stack([v.sum(dtype=torch.float64).to(self.sums.device) for v in values])
-        self.ratio_max = torch.maximum(self.ratio_max, output.ratio[elements].max().double())
+        self.maxima[0] = torch.maximum(self.maxima[0], output.ratio[elements].max())
+
+    @torch.no_grad()
+    def add_mismatch(self, micro_batch: MicroBatch) -> None:
+        """Count how far the log-probabilities of a scored micro-batch are from those that the engine sampled with."""
+        assert micro_batch.old_logprobs is not None
+        difference = masked((micro_batch.old_logprobs - micro_batch.sampling_logprobs).abs(), micro_batch.mask)
+        self.sums[-2] += difference.sum(dtype=torch.float64)
+        self.sums[-1] += micro_batch.mask.sum()
+        self.maxima[1] = torch.maximum(self.maxima[1], difference.max())
 
     def means(self) -> dict[str, float]:
         """The logged values. A ratio counts once per token or once per sequence, as the objective has it."""
@@ -131,7 +148,7 @@ class UpdateStats:
         elements, tokens = max(sums["elements"], 1), max(sums["tokens"], 1)
         return {
             "ratio_mean": sums["ratio"] / elements,
-            "ratio_max": float(self.ratio_max),
+            "ratio_max": float(self.maxima[0]),
             "clip_fraction_low": sums["clipped_low"] / elements,
             "clip_fraction_high": sums["clipped_high"] / elements,
             "kl": sums["kl"] / tokens,
@@ -139,3 +156,8 @@ class UpdateStats:
             "entropy": sums["entropy"] / tokens,
             "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
         }
+
+    def logprob_mismatch(self) -> tuple[float, float]:
+        """|log π_old − log π_sampled| of the tokens that learn, mean and maximum: rounding, where all is well."""
+        sums = dict(zip(self._SUMS, self.sums.tolist(), strict=True))
+        return sums["mismatch"] / max(sums["rescored"], 1), float(self.maxima[1])

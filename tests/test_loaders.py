@@ -184,10 +184,10 @@ def test_every_question_is_evaluated_exactly_once(count: int, batch_size: int, w
     assert sorted(indices) == list(range(100, 100 + count))
 
 
-def test_neighbours_are_of_like_length() -> None:
+def test_the_longest_come_first_and_neighbours_are_of_like_length() -> None:
     loader = EvaluationLoader(make_questions(11), batch_size=4)
     lengths = [len(question.prompt_ids) for batch in loader for question in batch.questions]
-    assert lengths == sorted(len(question.prompt_ids) for question in make_questions(11))
+    assert lengths == sorted((len(question.prompt_ids) for question in make_questions(11)), reverse=True)
     assert lengths == [1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 

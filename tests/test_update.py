@@ -323,4 +323,4 @@ def test_the_diagnostics_keep_no_graph() -> None:
     stats = UpdateStats(CPU)
     stats.add(replace(inputs, logprobs=logprobs), replace(output, ratio=output.ratio * logprobs), entropy)
     assert not stats.sums.requires_grad
-    assert not stats.ratio_max.requires_grad
+    assert not stats.maxima.requires_grad

@@ -33,7 +33,8 @@ class GSM8KDataModule(LightningDataModule):
         prompts_per_rollout: B over all ranks; each gets ``model.group_size`` completions.
         max_rollouts: the training budget.
         val_size: how many train problems are held out for validation.
-        eval_batch_size: questions a batch in evaluation, on each rank.
+        eval_batch_size: questions that the rollout engine is given at a time in evaluation, on each rank; how many of
+            them it answers at once is ``model.rollout_slots``.
         max_prompt_tokens: rows with a longer prompt are bad rows.
         bad_rows: ``refuse`` stops at rows that cannot be used and names them, ``drop`` leaves them out and says so.
         seed: of the prompt order. The command line takes it from ``seed_everything``.
@@ -49,7 +50,7 @@ class GSM8KDataModule(LightningDataModule):
         prompts_per_rollout: int = 32,
         max_rollouts: int = 200,
         val_size: int = 256,
-        eval_batch_size: int = 256,
+        eval_batch_size: int = 4096,
         max_prompt_tokens: int = 512,
         bad_rows: BadRows = "refuse",
         seed: int = 0,

@@ -82,8 +82,9 @@ class EvaluationLoader:
     """Every question once, in batches; rank k of W takes every W-th question from the k-th on, and none is repeated."""
 
     def __init__(self, questions: Sequence[Question], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        # Neighbours of like length leave few pads; the order does not matter, each question's noise is its own.
-        self.questions = sorted(questions[rank::world_size], key=lambda q: len(q.prompt_ids))
+        # Neighbours of like length leave few pads, and the longest, begun first, do not keep the others waiting at the
+        # end. Else the order does not matter: each question's noise is its own.
+        self.questions = sorted(questions[rank::world_size], key=lambda q: -len(q.prompt_ids))
         self.batch_size = batch_size
 
     def __len__(self) -> int:

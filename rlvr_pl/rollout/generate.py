@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from rlvr_pl.rollout.engine import Progress
 from rlvr_pl.rollout.sampling import Sampling, choose_tokens
 from rlvr_pl.types import Rollout, masked
 
@@ -35,12 +38,15 @@ class GenerateEngine:
         policy: the policy, whose own weights are read.
         stop_ids: every token id that ends a completion.
         pad_id: any id; pads are told by the mask, never by their id.
+        slots: sequences at a time, at most.
     """
 
-    def __init__(self, policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int) -> None:
+    def __init__(self, policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int, slots: int = 256) -> None:
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
+        self.slots = slots
+        self.on_progress: Callable[[Progress], None] | None = None
 
     @torch.no_grad()
     def generate(
@@ -48,30 +54,44 @@ class GenerateEngine:
     ) -> Rollout:
         """Sample ``group_size`` completions of each prompt; see the interface."""
         torch.clear_autocast_cache()  # casts of the weights made before an optimizer step are stale
-        device = self.policy.device
+        start = time.perf_counter()
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
-        width = max(len(prompt) for prompt in prompts)
-        padding = [width - len(prompt) for prompt in repeated]
-        input_ids = torch.tensor([[self.pad_id] * n + list(p) for n, p in zip(padding, repeated, strict=True)])
-        attention_mask = torch.arange(width) >= torch.tensor(padding).unsqueeze(1)
-        chosen = _ChosenToken(sampling.temperature, None if noise is None else noise.to(device))
-        with self._settings(sampling), _eval_mode(self.policy), _weights_cast_once(device.type):
-            sequences = self.policy.generate(  # type: ignore[operator]
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.long().to(device),
-                logits_processor=LogitsProcessorList([chosen]),
-            )
-        completion_ids = sequences[:, width:]
-        is_stop = torch.isin(completion_ids, torch.tensor(self.stop_ids, device=device))
+        tokens, logprobs = [], []  # a (T,) tensor of each sequence, as long as the longest of its part
+        with self._settings(sampling), _eval_mode(self.policy), _weights_cast_once(self.policy.device.type):
+            for first in range(0, len(repeated), self.slots):
+                rows = slice(first, first + self.slots)
+                chosen = _ChosenToken(
+                    sampling.temperature, None if noise is None else noise[rows].to(self.policy.device)
+                )
+                tokens += list(self._sample(repeated[rows], chosen))
+                logprobs += list(torch.stack(chosen.logprobs, dim=1))
+                if self.on_progress is not None:
+                    seconds = time.perf_counter() - start
+                    self.on_progress(Progress(len(tokens), len(repeated), sum(map(len, tokens)), seconds))
+        completion_ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
+        is_stop = torch.isin(completion_ids, torch.tensor(self.stop_ids, device=self.policy.device))
         stops_before = is_stop.cumsum(dim=1) - is_stop.long()
         mask = stops_before == 0
         return Rollout(
             prompt_ids=repeated,
             completion_ids=completion_ids,
             mask=mask,
-            sampling_logprobs=masked(torch.stack(chosen.logprobs, dim=1), mask),
+            sampling_logprobs=masked(pad_sequence(logprobs, batch_first=True), mask),
             truncated=~is_stop.any(dim=1),
         )
+
+    def _sample(self, prompts: Sequence[Sequence[int]], chosen: _ChosenToken) -> Tensor:
+        """One completion of each prompt, (rows, T); behind a stop token stands anything."""
+        width = max(len(prompt) for prompt in prompts)
+        padding = [width - len(prompt) for prompt in prompts]
+        input_ids = torch.tensor([[self.pad_id] * n + list(p) for n, p in zip(padding, prompts, strict=True)])
+        attention_mask = torch.arange(width) >= torch.tensor(padding).unsqueeze(1)
+        sequences = self.policy.generate(  # type: ignore[operator]
+            input_ids=input_ids.to(self.policy.device),
+            attention_mask=attention_mask.long().to(self.policy.device),
+            logits_processor=LogitsProcessorList([chosen]),
+        )
+        return sequences[:, width:]
 
     @contextmanager
     def _settings(self, sampling: Sampling) -> Iterator[None]:

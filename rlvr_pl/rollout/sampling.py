@@ -20,6 +20,12 @@ class Sampling:
     max_completion_tokens: int
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.max_completion_tokens < 1:
+            raise ValueError(f"max_completion_tokens is {self.max_completion_tokens}; it must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be at least 0 (greedy)")
+
 
 def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability under the tempered distribution.
@@ -35,15 +41,15 @@ def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor | None) -
     Returns:
         Tokens (N,) int64 and log-probabilities (N,) float32.
     """
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    probabilities = torch.softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
-        tokens = logits.argmax(dim=-1, keepdim=True)  # not of the log-softmax, whose rounding makes ties
+        tokens = logits.argmax(dim=-1, keepdim=True)  # not of the softmax, whose rounding makes ties
     else:
         assert uniforms is not None, "sampling needs uniforms"
-        cumulative = logprobs.exp().cumsum(dim=-1)
+        cumulative = probabilities.cumsum(dim=-1)
         # The sum misses 1 by rounding. Staying under the total itself keeps the last step inside the vocabulary, and
         # never on a token of probability 0.
         total = cumulative[:, -1:]
         target = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cumulative, target, right=True)
-    return tokens.squeeze(1), logprobs.gather(-1, tokens).squeeze(1)
+    return tokens.squeeze(1), probabilities.gather(-1, tokens).log().squeeze(1)

@@ -1,0 +1,122 @@
+"""The weights that the decoder reads: the policy's own tensors, or a copy of them in the compute dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+_FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # others change their angles with the length
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One or several projections of the same input; ``sizes`` are their output features."""
+
+    weights: tuple[Tensor, ...]  # (out, in) each: one a projection, or all of them fused in one
+    biases: tuple[Tensor | None, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    input_norm: Tensor
+    qkv: Linear
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+def why_not_covered(policy: PreTrainedModel) -> str | None:
+    """What of a policy the decoder does not do; None where it does everything.
+
+    The decoder would compute something else for whatever is not here: a wrapped linear, a hook, another layout.
+    """
+    if type(policy) not in _FAMILY:
+        return f"its class is {type(policy).__name__}"
+    config: Any = policy.config
+    if config.rope_parameters["rope_type"] not in _FIXED_ROTARY:
+        return f"its rotary embedding is {config.rope_parameters['rope_type']!r}"
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return "it has sliding-window layers"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act!r}"
+    for name, module in policy.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has a forward hook"
+        known = type(module).__module__ in (type(policy).__module__, "torch.nn.modules.container")
+        if not known and type(module) not in (nn.Linear, nn.Embedding) and any(True for _ in module.parameters()):
+            return f"{name} is a {type(module).__name__}"
+    for name, parameter in policy.named_parameters():
+        if type(parameter) is not nn.Parameter or parameter.dtype != policy.dtype:
+            return f"{name} is a {type(parameter).__name__} of {parameter.dtype}"
+    return None
+
+
+class DecoderWeights:
+    """The weights of a policy, by their place in the forward pass.
+
+    Where the compute dtype is the policy's, these are its own tensors and no memory is spent. Elsewhere (bf16-mixed)
+    the linear layers are copied, projections of one input fused, and :meth:`refresh` copies them again in place; the
+    embedding and the norms stay the policy's own, as they do under autocast.
+
+    Args:
+        policy: one that :func:`why_not_covered` has nothing against.
+        dtype: of the linear layers.
+    """
+
+    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.addresses = addresses(policy)
+        self._copies: list[tuple[Tensor, Tensor]] = []  # (of the copy, of the policy)
+        body: Any = policy.model
+        self.embedding: Tensor = body.embed_tokens.weight
+        self.layers = [self._layer(layer) for layer in body.layers]
+        self.norm: Tensor = body.norm.weight
+        self.head = self._linear(policy.get_output_embeddings())
+        self.refresh()
+
+    def _layer(self, layer: Any) -> LayerWeights:
+        attention, mlp = layer.self_attn, layer.mlp
+        return LayerWeights(
+            input_norm=layer.input_layernorm.weight,
+            qkv=self._linear(attention.q_proj, attention.k_proj, attention.v_proj),
+            query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+            key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+            output=self._linear(attention.o_proj),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate_up=self._linear(mlp.gate_proj, mlp.up_proj),
+            down=self._linear(mlp.down_proj),
+        )
+
+    def _linear(self, *modules: Any) -> Linear:
+        sizes = tuple(m.out_features for m in modules)
+        if modules[0].weight.dtype == self.dtype:
+            return Linear(tuple(m.weight for m in modules), tuple(m.bias for m in modules), sizes)
+        weight = self._fused([m.weight for m in modules], sizes)
+        biased = modules[0].bias is not None
+        return Linear((weight,), (self._fused([m.bias for m in modules], sizes) if biased else None,), sizes)
+
+    def _fused(self, parts: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
+        fused = torch.empty(sum(sizes), *parts[0].shape[1:], dtype=self.dtype, device=parts[0].device)
+        self._copies += zip(fused.split(sizes), parts, strict=True)
+        return fused
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the policy's present weights, where there is a copy; every tensor keeps its address."""
+        if self._copies:
+            targets, sources = zip(*self._copies, strict=True)
+            torch._foreach_copy_(list(targets), list(sources))
+
+
+def addresses(policy: PreTrainedModel) -> list[int]:
+    """Where each parameter lies: if any of them has moved, whoever holds the old tensors reads stale weights."""
+    return [parameter.data_ptr() for parameter in policy.parameters()]
