@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -284,6 +284,26 @@ def test_a_capture_may_be_interrupted(at: int, monkeypatch: pytest.MonkeyPatch) 
     assert Replay.captured == 4
     monkeypatch.setattr(LeanEngine, "graphed", False)
     assert_same(rollout, sample_with(LeanEngine, engine.policy))
+
+
+@pytest.fixture
+def empty_memory_is_nan() -> Iterator[None]:
+    """Fresh memory holds anything; here it holds NaN, which is what torch fills it with in its deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("eager", "graphed", "empty_memory_is_nan")
+@pytest.mark.parametrize("first", [None, {"prompts": PROMPTS * 4, "tokens": 30, "temperature": 0.0}])
+def test_rows_that_are_not_live_read_no_fresh_memory(
+    first: dict[str, Any] | None, eager: dict[tuple[str, int], Rollout]
+) -> None:
+    """While it is captured, at surplus rows of a bucket, and behind an evaluation, which draws no noise."""
+    engine = LeanEngine(tiny_model("qwen2", seed=2), STOP_IDS, 0, slots=32)
+    if first is not None:
+        sample_with(engine, engine.policy, **first)
+    assert_same(sample_with(engine, engine.policy, **CALLS[0]), eager["qwen2", 0])
 
 
 def test_the_recorder_refuses_what_a_capture_refuses() -> None:

@@ -24,7 +24,8 @@ class Output:
         self.cells = cells
         self.tokens = torch.empty(cells + 1, dtype=torch.int64, device=device)
         self.logprobs = torch.empty(cells + 1, dtype=torch.float32, device=device)
-        self.noise = torch.empty(cells + 1, dtype=torch.float32, device=device)
+        # Zeros: rows that are not live read it before any noise is written, and NaN would choose no token of any.
+        self.noise = torch.zeros(cells + 1, dtype=torch.float32, device=device)
 
     def reset(self, noise: Tensor | None) -> None:
         """Forget the last call's tokens and take this one's uniforms."""
