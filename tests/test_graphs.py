@@ -286,6 +286,17 @@ def test_a_capture_may_be_interrupted(at: int, monkeypatch: pytest.MonkeyPatch) 
     assert_same(rollout, sample_with(LeanEngine, engine.policy))
 
 
+@pytest.mark.usefixtures("graphed")
+def test_rows_at_the_end_of_the_budget_need_no_bucket_beyond_it() -> None:
+    """The cache has more columns than a call needs, and the host counts a row's columns on until it looks."""
+    engine = LeanEngine(tiny_model(max_position_embeddings=600), [], 0)
+    sample_with(engine, engine.policy, prompts=[[1] * 300], tokens=2)
+    assert engine.cache.columns == 384
+    prompts = [[1] * 206, [2, 3]]
+    rollout = sample_with(engine, engine.policy, prompts=prompts, tokens=50)
+    assert rollout.lengths.tolist() == [50] * 4
+
+
 @pytest.fixture
 def empty_memory_is_nan() -> Iterator[None]:
     """Fresh memory holds anything; here it holds NaN, which is what torch fills it with in its deterministic mode."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,6 +48,11 @@ class _Call:
     @property
     def waiting(self) -> int:
         return self.sequences - self.admitted
+
+    @cached_property
+    def columns(self) -> int:
+        """What the longest sequence can need; an ended row is counted on beyond its end until the host looks."""
+        return max(len(p) for p in self.prompts) + self.sampling.max_completion_tokens
 
 
 class LeanEngine:
@@ -98,10 +104,10 @@ class LeanEngine:
                     self.cache.write_prompts(admitted.start, prefilled.keys, prefilled.values, members)
                     rows.choose(admitted, prefilled.logits[members], temperature)
                 for _ in range(_STEPS_UNSEEN if self.graphed else 1):
-                    self.step(rows.count, min(rows.columns, self.cache.columns), temperature)
+                    self.step(rows.count, min(rows.columns, call.columns), temperature)
                     rows.advance()
                 moved_from, moved_to = rows.retire()
-                self.cache.move(moved_from, moved_to, min(rows.columns, self.cache.columns))
+                self.cache.move(moved_from, moved_to, min(rows.columns, call.columns))
                 self._report(call)
             tokens, mask, logprobs = self.output.read(call.sequences, budget)
         is_stop = torch.isin(tokens, self._tensor(self.stop_ids)) & mask
@@ -145,13 +151,14 @@ class LeanEngine:
 
     def _prepare(self, call: _Call, dtype: torch.dtype) -> None:
         """Bring the weights up to date, and make anew what the last call made if it does not serve this one."""
-        columns = max(len(p) for p in call.prompts) + call.sampling.max_completion_tokens
         limit = self.policy.config.max_position_embeddings
-        if columns > limit:
-            raise ValueError(f"the longest prompt and its completion need {columns} positions; the policy has {limit}")
+        if call.columns > limit:
+            raise ValueError(
+                f"the longest prompt and its completion need {call.columns} positions; the policy has {limit}"
+            )
         needed = (
             min(self.slots, call.sequences),
-            -(-columns // _COLUMN_BLOCK) * _COLUMN_BLOCK,
+            -(-call.columns // _COLUMN_BLOCK) * _COLUMN_BLOCK,
             call.sequences * call.sampling.max_completion_tokens,
         )
         large_enough = all(n <= m for n, m in zip(needed, self.made, strict=True))
@@ -160,7 +167,7 @@ class LeanEngine:
         self.weights.refresh()
         self.rows.clear()
         if isinstance(self.step, GraphedStep):
-            self.step.warm_up(needed[0], columns, call.sampling.temperature)
+            self.step.warm_up(needed[0], call.columns, call.sampling.temperature)
 
     def _make(self, dtype: torch.dtype, slots: int, columns: int, cells: int) -> None:
         for name in ("step", "rows", "output", "cache", "decoder", "weights"):
