@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -348,3 +349,59 @@ def test_a_replay_reads_and_writes_where_the_capture_did() -> None:
     state["x"] = torch.zeros(3)
     replay()
     assert y.tolist() == [160.0, 240.0]
+
+
+# The capture itself
+
+
+def test_a_capture_runs_the_function_on_a_side_stream_first_and_all_share_a_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a stand-in for ``torch.cuda`` that notes what is asked of it."""
+    log: list[Any] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+            log.append(f"new {name}")
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def noted(name: str, **settings: Any) -> Iterator[None]:
+        log.append((name, settings))
+        yield
+        log.append(f"end of {name}")
+
+    main = Stream("main")
+    log.clear()
+    stand_ins = {
+        "graph_pool_handle": lambda: "pool",
+        "Stream": Stream,
+        "current_stream": lambda: main,
+        "stream": lambda stream: noted(stream.name),
+        "CUDAGraph": Graph,
+        "graph": lambda graph, **settings: noted("graph", **settings),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    capture = graphs._CudaCapture()
+    replays = [capture(lambda: log.append("run")) for _ in range(2)]
+    once = [
+        "side waits for main",
+        ("side", {}),
+        "run",
+        "end of side",
+        "main waits for side",
+        ("graph", {"pool": "pool", "capture_error_mode": "thread_local"}),
+        "run",
+        "end of graph",
+    ]
+    assert log == ["new side", *once, *once]  # one stream for all
+    replays[0]()
+    assert log[-1] == "replay"
