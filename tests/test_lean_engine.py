@@ -504,3 +504,16 @@ def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     sample_again(engine, tokens=10)
     assert [round(r.seconds, 1) for r in reports] == [0.6, 1.2, 1.8, 2.4]
     assert [r.tokens for r in reports] == [8 * 4, 8 * 6, 8 * 8, 8 * 10]
+
+
+@pytest.mark.parametrize("name", ["make_cache", "prefill"])
+def test_an_engine_that_could_not_be_made_is_made_by_the_next_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted, or out of memory; here while a call with a longer cache replaces what there is."""
+    model = tiny_model()
+    engine = LeanEngine(model, STOP_IDS, 0)
+    expected = sample_again(engine)
+    with monkeypatch.context() as patch:
+        interrupt(patch, name, 1)
+        with pytest.raises(KeyboardInterrupt):
+            sample_again(engine, tokens=120, temperature=0.0)
+    assert_same(sample_again(engine), expected)

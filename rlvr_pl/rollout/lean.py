@@ -170,6 +170,7 @@ class LeanEngine:
             self.step.warm_up(needed[0], call.columns, call.sampling.temperature)
 
     def _make(self, dtype: torch.dtype, slots: int, columns: int, cells: int) -> None:
+        self.made = (0, 0, 0)  # until all is made: this may be interrupted, or run out of memory
         for name in ("step", "rows", "output", "cache", "decoder", "weights"):
             self.__dict__.pop(name, None)  # the old memory is free before the new is taken
         device = self.policy.device
