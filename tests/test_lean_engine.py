@@ -517,3 +517,21 @@ def test_an_engine_that_could_not_be_made_is_made_by_the_next_call(name: str, mo
         with pytest.raises(KeyboardInterrupt):
             sample_again(engine, tokens=120, temperature=0.0)
     assert_same(sample_again(engine), expected)
+
+
+# Modes of autograd
+
+
+def test_what_was_made_in_inference_mode_serves_outside_of_it() -> None:
+    """Lightning evaluates in inference mode, whose tensors cannot be written to afterwards."""
+    model = tiny_model()
+    engine = LeanEngine(model, STOP_IDS, 0)
+    with torch.inference_mode():
+        evaluated = sample_again(engine, group_size=3)
+        assert torch.is_inference_mode_enabled()
+    trained = sample_again(engine)
+    assert_same(trained, sample(model))
+    with torch.inference_mode():
+        assert_same(sample_again(engine, group_size=3), evaluated)
+    scores = score(model, trained.prompt_ids, trained.completion_ids, trained.mask, 1.0)
+    scores.logprobs.sum().backward()

@@ -83,6 +83,7 @@ class LeanEngine:
         self.on_progress: Callable[[Progress], None] | None = None
         self.made = (0, 0, 0)  # slots and columns of the cache, cells of the output
 
+    @torch.inference_mode(False)  # what is made in that mode, an evaluation's, could not be written to in training
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, noise: Tensor | None
