@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlvr_pl.policy import score
-from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, lean
+from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, lean
 from rlvr_pl.rollout.cache import KVCache
 from rlvr_pl.rollout.decoder import Decoder, Prefilled
 from rlvr_pl.types import Rollout
@@ -535,3 +535,17 @@ def test_what_was_made_in_inference_mode_serves_outside_of_it() -> None:
         assert_same(sample_again(engine, group_size=3), evaluated)
     scores = score(model, trained.prompt_ids, trained.completion_ids, trained.mask, 1.0)
     scores.logprobs.sum().backward()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("shape", [None, (8, 9), (7, 8), (16, 4)], ids=str)
+def test_noise_that_does_not_fit_is_refused(shape: tuple[int, int] | None) -> None:
+    """The last call's would be taken for what is missing, and other rows' for what stands elsewhere."""
+    noise = None if shape is None else uniforms(*shape)
+    engine = LeanEngine(tiny_model(), STOP_IDS, 0)
+    sample_again(engine)
+    with pytest.raises(ValueError, match=r"needs noise of shape \(8, 8\)"):
+        engine.generate(PROMPTS, 2, Sampling(8, 1.0), noise)
+    assert_same(engine.generate(PROMPTS, 2, Sampling(8, 0.0), None), sample(engine.policy, temperature=0.0))

@@ -91,6 +91,9 @@ class LeanEngine:
         """Sample ``group_size`` completions of each prompt; see the interface."""
         call = _Call(prompts, group_size, sampling)
         budget, temperature = sampling.max_completion_tokens, sampling.temperature
+        if temperature > 0 and (noise is None or noise.shape != (call.sequences, budget)):
+            given = "none" if noise is None else f"{tuple(noise.shape)}"
+            raise ValueError(f"sampling needs noise of shape {(call.sequences, budget)}; there is {given}")
         dtype = self._compute_dtype()
         with torch.autocast(self.policy.device.type, enabled=False):  # the decoder says itself what is rounded where
             self._prepare(call, dtype)
