@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from rlvr_pl import rollout
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, choose_engine
+from rlvr_pl.rollout.decoder import reads_by_length
 from rlvr_pl.rollout.weights import why_not_covered
 from tests.engines import FAMILIES, STOP_IDS, VOCABULARY, assert_same, sample_with, tiny_model
 
@@ -189,3 +192,31 @@ def test_generate_in_parts_gives_the_same(slots: int, temperature: float) -> Non
     assert_same(parts, whole)
     assert parts.completion_ids.tolist() == whole.completion_ids.tolist()
     assert parts.sampling_logprobs.shape == whole.sampling_logprobs.shape
+
+
+# Attention by length
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_cuda", "capability", "expected"),
+    [
+        (torch.bfloat16, True, (9, 0), True),
+        (torch.float16, True, (8, 0), True),
+        (torch.float32, True, (9, 0), False),
+        (torch.float16, True, (7, 5), False),  # the kernel needs an Ampere GPU
+        (torch.bfloat16, False, (9, 0), False),
+    ],
+)
+def test_attention_reads_by_length_where_the_kernel_exists(
+    dtype: torch.dtype, is_cuda: bool, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cache: Any = types.SimpleNamespace(keys=types.SimpleNamespace(dtype=dtype, is_cuda=is_cuda, device="cuda:0"))
+    assert reads_by_length(cache) == expected
+
+    def without_lengths(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As before torch 2.12."""
+        return query
+
+    monkeypatch.setattr(varlen, "varlen_attn", without_lengths)
+    assert not reads_by_length(cache)

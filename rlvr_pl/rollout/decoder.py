@@ -203,7 +203,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def reads_by_length(cache: KVCache) -> bool:
     """Whether attention reads of each row just what it holds, whatever the bound on the columns.
 
-    The kernel is for half precision on CUDA, and takes the lengths from torch 2.12 on.
+    The kernel is for half precision on CUDA from the Ampere generation on, and takes the lengths from torch 2.12 on.
     """
-    half = cache.keys.dtype in (torch.bfloat16, torch.float16)
-    return cache.keys.is_cuda and half and "seqused_k" in inspect.signature(varlen.varlen_attn).parameters
+    if not cache.keys.is_cuda or cache.keys.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    takes_lengths = "seqused_k" in inspect.signature(varlen.varlen_attn).parameters
+    return takes_lengths and torch.cuda.get_device_capability(cache.keys.device) >= (8, 0)
