@@ -14,10 +14,10 @@ from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from rlvr_pl import rollout
-from rlvr_pl.rollout import GenerateEngine, LeanEngine, choose_engine
+from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, choose_engine
 from rlvr_pl.rollout.decoder import reads_by_length
 from rlvr_pl.rollout.weights import why_not_covered
-from tests.engines import FAMILIES, STOP_IDS, VOCABULARY, assert_same, sample_with, tiny_model
+from tests.engines import FAMILIES, PROMPTS, STOP_IDS, VOCABULARY, assert_same, sample_with, tiny_model, uniforms
 
 torch.set_num_threads(1)
 
@@ -192,6 +192,18 @@ def test_generate_in_parts_gives_the_same(slots: int, temperature: float) -> Non
     assert_same(parts, whole)
     assert parts.completion_ids.tolist() == whole.completion_ids.tolist()
     assert parts.sampling_logprobs.shape == whole.sampling_logprobs.shape
+
+
+def test_generate_reports_each_part_and_counts_no_pads() -> None:
+    engine = GenerateEngine(tiny_model(seed=2), STOP_IDS, 0, slots=8)
+    reports: list[Progress] = []
+    engine.on_progress = reports.append
+    sequences = engine.generate(PROMPTS, 5, Sampling(14), uniforms(20, 14))
+    lengths = sequences.lengths.tolist()
+    assert [(r.ended, r.sequences) for r in reports] == [(8, 20), (16, 20), (20, 20)]
+    assert [r.tokens for r in reports] == [sum(lengths[:8]), sum(lengths[:16]), sum(lengths)]
+    assert 0 < reports[0].seconds < reports[1].seconds < reports[2].seconds
+    assert sum(lengths) < 20 * 14
 
 
 # Attention by length
