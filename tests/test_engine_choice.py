@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from rlvr_pl import rollout
+from rlvr_pl.losses import GSPO
+from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, choose_engine
 from rlvr_pl.rollout.decoder import reads_by_length
 from rlvr_pl.rollout.weights import why_not_covered
 from tests.engines import FAMILIES, PROMPTS, STOP_IDS, VOCABULARY, assert_same, sample_with, tiny_model, uniforms
+from tests.support import make_tiny_policy
 
 torch.set_num_threads(1)
 
@@ -176,6 +180,18 @@ def test_what_is_covered_gets_the_lean_engine_without_a_word(
     engine = choose_engine(policy, STOP_IDS, 7, slots=5)
     assert isinstance(engine, LeanEngine)
     assert (engine.policy, engine.stop_ids, engine.pad_id, engine.slots) == (policy, STOP_IDS, 7, 5)
+    assert told == []
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_module_with_gradient_checkpointing_gets_the_lean_engine(
+    gradient_checkpointing: bool, told: list[str], tmp_path: Path
+) -> None:
+    """Transformers hooks the embedding when checkpointing is turned on."""
+    module = GroupPolicyModule(make_tiny_policy(tmp_path), GSPO(), gradient_checkpointing=gradient_checkpointing)
+    module.configure_model()
+    assert module.policy.is_gradient_checkpointing == gradient_checkpointing
+    assert isinstance(module.engine, LeanEngine)
     assert told == []
 
 
