@@ -86,6 +86,11 @@ def wrap(model: Any) -> None:
     layer(model).self_attn.q_proj = LowRank(layer(model).self_attn.q_proj)
 
 
+def override(model: Any) -> None:
+    """As libraries do that place layers on devices."""
+    layer(model).forward = types.MethodType(type(layer(model)).forward, layer(model))
+
+
 class SubclassOfQwen2(type(tiny_model("qwen2"))):  # type: ignore[misc]
     pass
 
@@ -104,10 +109,18 @@ NOT_COVERED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     ),
     "dynamic rotary": (lambda: tiny_model("llama", rope_parameters=DYNAMIC), "its rotary embedding is 'dynamic'"),
     "GELU": (lambda: tiny_model("qwen3", hidden_act="gelu"), "its activation is 'gelu'"),
+    "GELU in a layer": (
+        lambda: changed(lambda m: setattr(layer(m).mlp, "act_fn", nn.GELU())),
+        "model.layers.1.mlp.act_fn is a GELU",
+    ),
     "an adapter": (lambda: changed(wrap), "model.layers.1.self_attn.q_proj is a LowRank"),
     "another linear layer": (
         lambda: changed(lambda m: setattr(layer(m).mlp, "up_proj", OtherLinear(32, 64, bias=False))),
         "model.layers.1.mlp.up_proj is a OtherLinear",
+    ),
+    "no norm": (
+        lambda: changed(lambda m: setattr(layer(m), "input_layernorm", nn.Identity())),
+        "model.layers.1.input_layernorm is a Identity",
     ),
     "a parametrization": (
         lambda: changed(lambda m: parametrize.register_parametrization(layer(m).mlp.down_proj, "weight", Doubled())),
@@ -125,6 +138,7 @@ NOT_COVERED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         lambda: changed(lambda m: m.register_forward_hook(lambda *_: None)),
         "the model has a forward hook",
     ),
+    "another forward": (lambda: changed(override), "model.layers.1 has a forward hook"),
     "mixed precisions": (
         lambda: changed(lambda m: layer(m).mlp.up_proj.bfloat16()),
         "model.layers.1.mlp.up_proj.weight is a Parameter of torch.bfloat16",
@@ -151,7 +165,7 @@ def test_what_is_not_covered_is_named_and_generate_does_it(case: str, told: list
     assert told == [f"The decoder does not cover this policy: {reason}. Rollouts use generate(), which is slower."]
 
 
-@pytest.mark.parametrize("case", ["GPT-2", "Gemma", "sliding windows", "an adapter"])
+@pytest.mark.parametrize("case", ["GPT-2", "Gemma", "sliding windows", "an adapter", "GELU in a layer"])
 def test_rollouts_of_what_is_not_covered(case: str, told: list[str]) -> None:
     policy = NOT_COVERED[case][0]()
     engine = choose_engine(policy, STOP_IDS, 0, slots=5)
