@@ -163,12 +163,12 @@ def logits_of_unequal_rows(decoder: Decoder, lengths: list[int], columns: int) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_rows_logits_do_not_depend_on_pads_neighbours_and_what_the_cache_held(family: str) -> None:
-    model, lengths = make(family, "32-true"), [1, 9, 4, 7]
+    model, lengths = make(family, "32-true", initializer_range=0.15), [1, 9, 4, 7]
     actual, cache = logits_of_unequal_rows(decoder_of(model, columns=40), lengths, columns=40)
     tokens = random_tokens(len(lengths), max(lengths) + STEPS)
     for row, length in enumerate(lengths):
         whole = model(input_ids=tokens[row : row + 1, : length + STEPS]).logits[0, length - 1 :]
-        torch.testing.assert_close(actual[:, row], whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual[:, row], whole, rtol=0, atol=1e-5)
     assert (cache.keys[:, 4:] == 50.0).all()  # the slots of no row
 
 
@@ -215,16 +215,26 @@ def slow_varlen_attn(
 def test_attention_by_length_gives_what_masked_attention_gives(
     heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = decoder_of(make("qwen3", "32-true", heads, kv_heads), columns=40)
+    decoder = decoder_of(make("qwen3", "32-true", heads, kv_heads, initializer_range=0.15), columns=40)
     masked, masked_cache = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=40)
     calls = []
     monkeypatch.setattr(decoder_module, "reads_by_length", lambda cache: True)
     monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: calls.append(k) or slow_varlen_attn(*a, **k))
     # It reads what a row holds, so that too few columns do no harm.
     by_length, cache = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=1)
-    torch.testing.assert_close(by_length, masked, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(cache.keys, masked_cache.keys, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_length, masked, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cache.keys, masked_cache.keys, rtol=0, atol=1e-5)
     assert len(calls) == STEPS * 2
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), LAYOUTS)
+def test_heads_may_stand_as_tokens(heads: int, kv_heads: int) -> None:
+    decoder = decoder_of(make("llama", "32-true", heads, kv_heads, initializer_range=0.15), columns=40)
+    assert not decoder.heads_as_tokens
+    expected, _ = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=40)
+    decoder.heads_as_tokens = True
+    actual, _ = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=40)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 # Weights

@@ -537,6 +537,18 @@ def test_what_was_made_in_inference_mode_serves_outside_of_it() -> None:
     scores.logprobs.sum().backward()
 
 
+def test_the_default_precision_of_the_moment_is_not_read() -> None:
+    """Lightning sets it in training steps under bf16-true."""
+    model, noise = tiny_model(), uniforms(8, 8)
+    expected = sample(model, noise=noise)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        rollout = sample(model, noise=noise)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(rollout, expected)
+
+
 # What is refused
 
 

@@ -56,6 +56,9 @@ class Decoder:
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        # The queries that share a key head can stand as if they were so many tokens. On a GPU they must: its kernels
+        # take a mask or grouped heads, not both. On a CPU they must not, to round as Hugging Face does.
+        self.heads_as_tokens = weights.embedding.is_cuda
         self.rotary: Any = policy.model.rotary_emb
         positions = torch.arange(columns, device=weights.embedding.device).unsqueeze(0)
         cos, sin = self.rotary(weights.embedding, positions)  # of the embedding, only dtype and device are read
@@ -124,9 +127,7 @@ class Decoder:
         hidden = torch.arange(columns, device=positions.device) > positions.unsqueeze(1)
         mask = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=positions.device)
         mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
-        # The queries that share a key head can stand as if they were so many tokens. On a GPU they must: its kernels
-        # take a mask or grouped heads, not both. On a CPU they must not, to round as Hugging Face does.
-        tokens = self.heads // self.kv_heads if mask.is_cuda else 1
+        tokens = self.heads // self.kv_heads if self.heads_as_tokens else 1
 
         def attend(layer: int, q: Tensor) -> Tensor:
             attended = F.scaled_dot_product_attention(
@@ -144,6 +145,7 @@ class Decoder:
         """Attention that reads of each row just what it holds; needs neither a mask nor a bound on the columns."""
         rows = len(positions)
         boundaries = torch.arange(rows + 1, dtype=torch.int32, device=positions.device)
+        starts = boundaries * cache.columns
         used = (positions + 1).int()
 
         def attend(layer: int, q: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class Decoder:
                 cache.keys[layer, :rows].flatten(0, 1),
                 cache.values[layer, :rows].flatten(0, 1),
                 boundaries,
-                boundaries * cache.columns,
+                starts,
                 1,
                 cache.columns,
                 enable_gqa=True,
