@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlvr_pl.policy import score
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, lean
@@ -326,6 +326,11 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_as_it_is_scored() -
     with torch.no_grad():
         scores = score(model, rollout.prompt_ids, rollout.completion_ids, rollout.mask, 1.0)
     torch.testing.assert_close(rollout.sampling_logprobs, scores.logprobs, rtol=0, atol=1e-5)
+
+
+def test_ids_that_a_tokenizer_does_not_know_are_read_as_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    plain = tokenizer.encode("12", add_special_tokens=False)
+    assert tokenizer.batch_decode([[plain[0], len(tokenizer) + 3, *plain[1:]]], skip_special_tokens=True) == ["12"]
 
 
 # What lasts from call to call
