@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import varlen
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 
 from rlvr_pl.rollout import decoder as decoder_module
@@ -305,6 +307,39 @@ def test_the_cache_is_as_large_as_its_formula_says(precision: str) -> None:
     assert (cache.keys == 0).all()
     assert (cache.values == 0).all()
     assert not reads_by_length(cache)  # no GPU here
+
+
+class LargestResult(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that comes into being."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given, made = (
+            {t.untyped_storage().data_ptr(): t for t in tree_flatten(values)[0] if isinstance(t, Tensor)}
+            for values in (args, result)
+        )
+        new = [tensor.numel() for place, tensor in made.items() if place not in given]  # no view, nor written in place
+        self.numel = max([self.numel, *new])
+        return result
+
+
+def test_copies_in_the_cache_need_little_memory_beside_it() -> None:
+    """A layer's worth at a time: with many layers, next to nothing."""
+    cache = KVCache(6, 8, 10, 2, 4, torch.float32, torch.device("cpu"))
+    prompts = torch.randn(6, 3, 7, 2, 4)
+    with LargestResult() as largest:
+        cache.write_prompts(1, prompts, prompts, torch.tensor([0, 0, 2, 1, 1]))
+    assert torch.equal(cache.keys[:, 1:6, :7], prompts[:, [0, 0, 2, 1, 1]])
+    assert torch.equal(cache.values, cache.keys)
+    assert largest.numel == 5 * 7 * 2 * 4
+    with LargestResult() as largest:
+        cache.move(torch.tensor([4, 5]), torch.tensor([0, 7]), columns=7)
+    assert torch.equal(cache.values[:, [0, 7], :7], prompts[:, [1, 1]])
+    assert largest.numel == 2 * 7 * 2 * 4
 
 
 def test_moving_slots_takes_the_columns_asked_for_and_leaves_the_others() -> None:
