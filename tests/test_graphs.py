@@ -266,6 +266,10 @@ def test_replays_read_the_weights_of_the_moment_and_are_dropped_when_a_weight_mo
         assert Replay.captured == 12
 
 
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("graphed")
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_capture_may_be_interrupted(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +289,19 @@ def test_a_capture_may_be_interrupted(at: int, monkeypatch: pytest.MonkeyPatch) 
     assert Replay.captured == 4
     monkeypatch.setattr(LeanEngine, "graphed", False)
     assert_same(rollout, sample_with(LeanEngine, engine.policy))
+
+
+@pytest.mark.usefixtures("graphed")
+def test_rows_that_an_interrupted_call_left_write_nothing_into_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows are replayed as six; the sixth was live."""
+    engine = LeanEngine(tiny_model(), STOP_IDS, 0, slots=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "retire", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sample_with(engine, engine.policy, group_size=5, tokens=14)
+    rollout = sample_with(engine, engine.policy, prompts=PROMPTS[:1], group_size=5, tokens=30)
+    monkeypatch.setattr(LeanEngine, "graphed", False)
+    assert_same(rollout, sample_with(LeanEngine, engine.policy, prompts=PROMPTS[:1], group_size=5, tokens=30))
 
 
 @pytest.mark.usefixtures("graphed")
