@@ -152,7 +152,7 @@ def write_run(
     def verdicts(share: float | Sequence[bool], hardness: np.ndarray) -> np.ndarray:
         if not isinstance(share, float):
             return np.asarray(share, dtype=bool)
-        odds = share / (1 - share) * np.exp(4 * (0.5 - hardness))
+        odds = share / (1.001 - share) * np.exp(4 * (0.5 - hardness))
         return rng.random(len(hardness)) < odds / (1 + odds)
 
     settings = CONFIG | LOSSES.get(arm, {}) | {"seed_everything": seed, "data.max_rollouts": rollouts} | (config or {})

@@ -117,10 +117,10 @@ def read_scalars(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows, columns=["rollout", "tag", "value"]), torn
 
 
-def _written(file: Path) -> tuple[int, str]:
-    """When an event file was begun, from its name: a copy or a clone loses the file's own time."""
-    stamp = file.name.split(".")[3]
-    return (int(stamp) if stamp.isdigit() else 0, file.name)
+def _written(file: Path) -> tuple[int, int]:
+    """When an event file was begun, from its name (second, and number in its process): a clone loses file times."""
+    stamp, count = file.name.split(".")[3], file.name.rpartition(".")[2]
+    return int(stamp) if stamp.isdigit() else 0, int(count) if count.isdigit() else 0
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], str | None]:

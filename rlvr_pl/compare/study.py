@@ -25,7 +25,10 @@ EVALUATION_COLUMNS = [
 ]
 CURVE_COLUMNS = ["arm", "seed", "rollout", "samples", "completion_tokens", "train_seconds", "tag", "value"]
 _COUNTS = ("rollouts_done", "max_rollouts", "completion_tokens", "optimizer_steps", "samples", "best_rollout")
-_NO_SETTINGS = ("seed_everything", "data.seed", "model.seed", "ckpt_path", "weights_only", "trainer.default_root_dir")
+_NO_SETTINGS = (
+    *("seed_everything", "data.seed", "model.seed", "ckpt_path", "weights_only"),
+    *("trainer.default_root_dir", "trainer.enable_progress_bar"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Study:
             ``environment.*``. ``state`` is run.json's, or ``not started``.
         evaluations: a row per record: ``EVALUATION_COLUMNS``. No completions: they are read on demand.
         curves: a row per logged value: ``CURVE_COLUMNS``, the three budgets cumulative.
-        settings: of each arm, flat ``key: value``, without what names a run: seeds and the logger.
+        settings: of each arm, flat ``key: value``, without what is a run's own: seed, logger, checkpoint.
         plan: ``comparison.yaml``; empty where there is none.
         problems: what could not be read or used, each naming the file and the consequence.
     """
@@ -277,6 +280,8 @@ def _settings_of_arms(
 
 def _tidy_runs(rows: list[dict[str, Any]], arms: list[str]) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
+    environment = [column for column in runs if column.startswith("environment.")]
+    runs[environment] = runs[environment].convert_dtypes()  # a missing value makes no float of a whole number
     runs[list(_COUNTS)] = runs[list(_COUNTS)].astype(float).round().astype("Int64")
     order = {arm: i for i, arm in enumerate(arms)}
     return runs.sort_values(["arm", "seed"], key=lambda c: c.map(order) if c.name == "arm" else c, ignore_index=True)
