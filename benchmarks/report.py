@@ -50,8 +50,12 @@ def main() -> int:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", program, str(folder)], check=True, cwd=ROOT)
         seconds = time.perf_counter() - start
-    megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{seconds:.1f} s, limit {SECONDS:.0f} s; peak memory {megabytes:.0f} MB, limit {MEGABYTES:.0f} MB")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    megabytes, busy = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
+    print(
+        f"{seconds:.1f} s, limit {SECONDS:.0f} s ({busy:.1f} s of CPU time, which other work does not stretch); "
+        f"peak memory {megabytes:.0f} MB, limit {MEGABYTES:.0f} MB"
+    )
     return int(seconds > SECONDS or megabytes > MEGABYTES)
 
 

@@ -155,6 +155,18 @@ def test_of_two_runs_with_one_seed_the_later_is_used(tmp_path: Path) -> None:
     assert study.problems == ["A/version_9: has the same arm and seed as A/version_10; the later one is used"]
 
 
+def test_the_best_of_a_run_that_was_never_tested_is_the_first_best_on_val(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "A", 0, **SMALL)
+    for file in (run / "run.json", *run.glob("evaluations/test-*")):
+        file.unlink()
+    for rollout, right in ((0, [T, F, F, F, F]), (2, [F, T, T, F, F]), (4, [F, F, F, T, T])):
+        write_evaluation(run, "val", rollout, right)
+    (run / "best_model").mkdir()
+    study = load_study(tmp_path)
+    assert study.runs[["state", "best_rollout"]].values.tolist() == [["finished", 2]]
+    assert collect_outcomes(study).final["A", "strict"].tolist() == [[0, 1, 1, 0, 0]]
+
+
 # While runs go on
 
 

@@ -121,7 +121,7 @@ def _context(analysis: Analysis, pictures: dict[str, Any], files: list[str]) -> 
     rollouts = int(study.curves["rollout"].max()) if len(study.curves) else 0
     return {
         "title": " · ".join(study.arms),
-        "folder": study.folder.name,
+        "folder": study.folder.resolve().name,
         "finished": len(study.finished),
         "total": len(study.runs),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

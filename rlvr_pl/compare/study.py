@@ -218,15 +218,16 @@ def _describe(
 ) -> dict[str, Any]:
     """What ``run.json`` says of a run; where it is silent, what events, records and configuration say."""
     done = int(curves["rollout"].max()) if len(curves) else 0
-    rollouts = {
-        split: {int(e["rollout"].iloc[0]) for e in evaluations if e["split"].iloc[0] == split}
-        for split in ("val", "test")
-    }
+    accuracy: dict[str, dict[int, float]] = {"val": {}, "test": {}}  # by rollout
+    for evaluation in evaluations:
+        accuracy[evaluation["split"].iloc[0]][int(evaluation["rollout"].iloc[0])] = evaluation["correct"].mean()
     planned = config.get("data.max_rollouts")
-    tested = max(rollouts["test"], default=0)
-    tested_last = tested > 0 or (folder / BEST_MODEL).is_dir()  # the export follows the last test
+    # The last test is of the best checkpoint, which is the first with the highest accuracy on val.
+    on_val = accuracy["val"]
+    best = max(accuracy["test"]) if accuracy["test"] else max(on_val, key=lambda rollout: on_val[rollout], default=None)
+    tested_last = max(accuracy["test"], default=0) > 0 or (folder / BEST_MODEL).is_dir()  # exported after that test
     guess = {
-        "state": "finished" if planned in rollouts["val"] and tested_last else "unfinished" if curves.size else None,
+        "state": "finished" if planned in accuracy["val"] and tested_last else "unfinished" if curves.size else None,
         "objective": str(config.get("model.loss.class_path", "")).rpartition(".")[2] or None,
         "rollouts_done": done,
         "max_rollouts": planned,
@@ -235,7 +236,7 @@ def _describe(
         "optimizer_steps": done * _updates_per_rollout(config),
         "train_seconds": curves["train_seconds"].max(),
         "wall_seconds": None,
-        "best_rollout": tested,
+        "best_rollout": best,
         "updated": None,
     }
     row = {key: guess[key] if state.get(key) is None else state[key] for key in guess}
