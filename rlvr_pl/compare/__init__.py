@@ -1,0 +1,1 @@
+"""Comparing objectives: arms × seeds under one budget, and the report on them."""
