@@ -37,7 +37,7 @@ as in ``tests/test_statistics.py``, S = 3 / 5 / 10, Q = 512; the last line is ``
                                                     on single questions
     seeds × questions          .865 / .906 / .940   .970 / .972 / .970       .997 / .998 / 1.00
     questions within seeds     .825 / .889 / .927   .903 / .891 / .826       .982 / .985 / .991
-    here                       .956 / .949 / .952   .961 / .966 / .951       .966 / .963 / .961
+    here                       .950 / .952 / .953   .959 / .965 / .951       .954 / .955 / .957
 """
 
 from __future__ import annotations
