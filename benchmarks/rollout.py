@@ -114,7 +114,7 @@ def settings(case: Case, **more: object) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=case.budget,
         do_sample=not case.greedy,
-        eos_token_id=case.stop_ids or None,
+        eos_token_id=case.stop_ids or [-1],  # with none, the policy's own would be filled in
         pad_token_id=0,
         **sampled,
         **more,
@@ -146,7 +146,6 @@ def with_generate(case: Case, repeat: bool, rows: int = 256, **more: object) -> 
 def with_continuous_batching(case: Case) -> int:
     prompts = [p for p in case.prompts for _ in range(case.group_size)]
     config = settings(case)
-    config.eos_token_id = case.stop_ids or [-1]
     outputs = case.policy.generate_batch(prompts, generation_config=config)
     return sum(len(output.generated_tokens) for output in outputs.values())
 
