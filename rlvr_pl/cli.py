@@ -124,8 +124,6 @@ class RLVRCommandLine(LightningCLI):
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                     "init_args": {"save_dir": "lightning_logs", "name": "run", "default_hp_metric": False},
                 },
-                # Lightning moves checkpoint callbacks behind the others and keeps their order: the resume point holds
-                # the state of the best checkpoint's callback, so it comes after it.
                 "callbacks": [LastRolloutIsEvaluated(), best_checkpoint()],
             },
         )
@@ -161,6 +159,12 @@ class RLVRCommandLine(LightningCLI):
         if config.ckpt_path == "last" and self.subcommand == "fit":
             settings["version"] = checkpoint.parents[1].name  # the resumed run goes on in its own folder
         config.ckpt_path = str(checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The resume point holds the state of the best checkpoint's callback, so it comes after it."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, ResumePoint))  # the others keep their order
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
