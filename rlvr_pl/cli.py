@@ -25,6 +25,7 @@ from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.run import BEST, BEST_MODEL, find_checkpoint, next_config_path
+from rlvr_pl.run_state import RecordRunState
 from rlvr_pl.summary import print_summary
 from rlvr_pl.types import ConfigError
 
@@ -150,6 +151,9 @@ class RLVRCommandLine(LightningCLI):
             raise ConfigError("trainer.precision is 16-mixed, whose loss scaling is not supported; use bf16-mixed")
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(RolloutProgressBar())
+        if self.subcommand == "fit":
+            self._run_state = RecordRunState()
+            self.trainer_defaults["callbacks"].append(self._run_state)
         if config.get("ckpt_path") is None:
             return
         logger = config.trainer.logger
@@ -163,7 +167,7 @@ class RLVRCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The resume point holds the state of the best checkpoint's callback, so it comes after it."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, ResumePoint))  # the others keep their order
+        trainer.callbacks.sort(key=lambda c: isinstance(c, ResumePoint))  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -187,6 +191,7 @@ class RLVRCommandLine(LightningCLI):
     def after_fit(self) -> None:
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)).best_model_path
         if not best:
+            self._run_state.finish(best_rollout=None)
             return
         tokens, rollouts = self.model.completion_tokens, self.model.rollouts_done
         if self.config.fit.report_test:
@@ -201,6 +206,7 @@ class RLVRCommandLine(LightningCLI):
         log_dir = Path(run)
         self.model.policy.save_pretrained(log_dir / BEST_MODEL)
         self.model.tokenizer.save_pretrained(log_dir / BEST_MODEL)
+        self._run_state.finish(best_rollout=self.model.rollouts_done)
         print_summary(
             log_dir,
             objective=type(self.model.loss).__name__,
