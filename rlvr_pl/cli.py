@@ -30,6 +30,11 @@ from rlvr_pl.summary import print_summary
 from rlvr_pl.types import ConfigError
 
 PROGRAM = "python -m rlvr_pl"
+# Subcommands that are no method of a trainer, in rlvr_pl.compare.
+COMPARE_COMMANDS = {
+    "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
+    "report": "Write the report of a folder of runs, finished or not.",
+}
 
 
 class OneLineErrorParser(LightningArgumentParser):
@@ -37,6 +42,10 @@ class OneLineErrorParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)  # a key cut short is a typo, not another key
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        self.subcommands = super().add_subcommands(*args, **kwargs)
+        return self.subcommands
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split()).removesuffix(" See --help").removesuffix(".")
@@ -128,6 +137,12 @@ class RLVRCommandLine(LightningCLI):
                 "callbacks": [LastRolloutIsEvaluated(), best_checkpoint()],
             },
         )
+
+    def setup_parser(self, add_subcommands: bool, *args: Any, **kwargs: Any) -> None:
+        """List the other subcommands with LightningCLI's; ``main`` takes them to parsers of their own."""
+        super().setup_parser(add_subcommands, *args, **kwargs)
+        for name, description in COMPARE_COMMANDS.items():
+            self.parser.subcommands.add_subcommand(name, OneLineErrorParser(), help=description)  # type: ignore[attr-defined]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.policy", "data.tokenizer")
@@ -221,6 +236,7 @@ def _quieten() -> None:
     """Leave out what libraries say that a user can do nothing about."""
     warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -231,8 +247,14 @@ def _quieten() -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line; what the user can mend ends in one line on standard error and exit status 2."""
     _quieten()
+    arguments = sys.argv[1:] if args is None else args
     try:
-        RLVRCommandLine(args)
+        if arguments[:1] and arguments[0] in COMPARE_COMMANDS:
+            from rlvr_pl.compare.command import run_command  # stands on this file, and loads what only it needs
+
+            run_command(arguments)
+        else:
+            RLVRCommandLine(args)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -63,8 +63,8 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
     present = [run for run in _begun_runs(comparison.folder) if run.arm in resolved]
     if old is None and present:
         raise ConfigError(
-            f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE}, which would say what they were run "
-            "with. Give the comparison another folder"
+            f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE} to say what they were "
+            "run with. Give the comparison another folder"
         )
     changes: dict[str, list[str]] = {}  # difference: the arms that have it
     for arm in dict.fromkeys(run.arm for run in present):
