@@ -141,6 +141,9 @@ def test_a_failed_run_is_reported_and_stops_no_other(
 ) -> None:
     arms = {"broken": {"data.source.train_size": 1}, "sound": {}}  # fit alone can know that val_size is too large
     file = write(tmp_path, policy, arms, [0], processes=2)
+    sound = tmp_path / "runs" / "sound" / "seed_0"
+    sound.mkdir(parents=True)
+    (sound / "events.out.tfevents.0.host.1.0").touch()  # of a start that was cut short before its first checkpoint
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--config", str(file)])
     assert stopped.value.code == 1
@@ -148,8 +151,8 @@ def test_a_failed_run_is_reported_and_stops_no_other(
     assert "broken seed 0 failed: ended with exit status 2" in shown
     assert "data.val_size is 6, but there are only 1 train problems" in shown
     assert f"report: {tmp_path / 'runs' / 'report.html'}" in shown
-    sound = tmp_path / "runs" / "sound" / "seed_0"
     assert rollouts_done(sound) == 6
+    assert not (sound / "events.out.tfevents.0.host.1.0").exists()
     lines = [line.split(" ", 1)[1] for line in shown.splitlines() if "sound seed 0" in line]
     assert lines[0] == "sound seed 0: starting"
     assert lines[-1].startswith("sound seed 0: finished, 6/6 rollouts, val accuracy 0.0%")
