@@ -204,7 +204,8 @@ def test_the_dry_run_measures_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
-    assert rows == [["GSPO", "waits", "waits", "6", "192", "12"], ["GRPO", "", "waits", "6", "192", "12"]]
+    assert rows == [["GSPO", "0 1", "6", "192", "12"], ["GRPO", "1", "6", "192", "12"]]
+    assert "seeds: waits" in shown
     assert "in all 18 rollouts, 576 samples" in shown
     assert "Measuring one rollout of GSPO" in shown
     assert "what is left of 3 runs about" in shown

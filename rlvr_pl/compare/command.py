@@ -188,14 +188,18 @@ def print_plan(
 ) -> None:
     """Arms × seeds, each arm's budget, and how to run one of them by hand."""
     plan = Table(title=f"{comparison.folder}: {len(runs)} runs")
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    for column in ("arm", *(f"seed {seed}" for seed in seeds), "rollouts", "samples", "optimizer steps"):
-        plan.add_column(column, justify="left" if column == "arm" or column.startswith("seed") else "right")
-    states = {(run.arm, run.seed): plan_of(run) for run in runs}
+    by_state: dict[str, list[Run]] = {}
+    for run in runs:
+        by_state.setdefault(plan_of(run), []).append(run)
+    for column in ("arm", *(f"seeds: {state}" for state in by_state)):
+        plan.add_column(column)
+    for column in ("rollouts", "samples", "optimizer steps"):
+        plan.add_column(column, justify="right")
     for arm in dict.fromkeys(run.arm for run in runs):
         load = workloads[arm]
+        seeds = (" ".join(str(run.seed) for run in group if run.arm == arm) for group in by_state.values())
         budget = (f"{count:,}" for count in (load.rollouts, load.samples, load.optimizer_steps))
-        plan.add_row(arm, *(states.get((arm, seed), "") for seed in seeds), *budget)
+        plan.add_row(arm, *seeds, *budget)
     console.print(plan)
     totals = [workloads[run.arm] for run in runs]
     console.print(

@@ -15,7 +15,7 @@ from rich.table import Table
 from rlvr_pl.compare.plan import Run
 from rlvr_pl.run_state import RunState
 
-UNDONE = ("waiting", "elsewhere", "starting", "baseline", "training", "testing")
+UNDONE = ("waiting", "elsewhere", "starting", "baseline", "training", "testing", "interrupted")
 
 
 @dataclass(frozen=True)
