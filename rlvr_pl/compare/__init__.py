@@ -1,1 +1,1 @@
-"""Comparing objectives: arms × seeds under one budget, and the report on them."""
+"""Arms × seeds under one budget: the runs, the statistics and the report."""
