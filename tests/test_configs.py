@@ -16,7 +16,12 @@ from tests.support import make_tiny_policy, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OBJECTIVES = {"grpo": "GRPO", "dr_grpo": "DrGRPO", "gspo": "GSPO"}
-COMPARISONS = {"compare": 15, "compare_embedded": 15, "compare_published": 3}  # and how many runs each has
+COMPARISONS = {
+    "compare": 15,
+    "compare_embedded": 15,
+    "compare_published": 3,
+    "compare_aa": 10,
+}  # and how many runs each has
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlvr_pl.compare.plan import Comparison, Flat
+from rlvr_pl.compare.plan import SEED_OFFSET, Comparison, Flat
 from rlvr_pl.types import ConfigError
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
@@ -112,7 +112,11 @@ def _arms(arms: Any) -> dict[str, Flat]:
     lower = [name.lower() for name in arms]
     if len(set(lower)) < len(lower):
         raise ConfigError(f"arms: {', '.join(arms)}: names that differ in case alone are one folder on some systems")
-    return {name: _overrides(overrides, f"arms: {name}") for name, overrides in arms.items()}
+    checked = {name: _overrides(overrides, f"arms: {name}") for name, overrides in arms.items()}
+    for name, overrides in checked.items():
+        if not _is_count(overrides.get(SEED_OFFSET, 0)):
+            raise ConfigError(f"arms: {name}: seed_offset is {overrides[SEED_OFFSET]!r}; it must be a number from 0 on")
+    return checked
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:

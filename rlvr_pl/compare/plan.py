@@ -15,6 +15,7 @@ from rlvr_pl.run_state import read_run_state
 from rlvr_pl.types import ConfigError
 
 RUN_LOCK = "run.lock"
+SEED_OFFSET = "seed_offset"
 BUDGET = ("data.max_rollouts", "data.prompts_per_rollout", "model.group_size")
 
 Flat = dict[str, Any]  # a configuration of fit: dotted keys
@@ -58,8 +59,9 @@ class Comparison:
         folder: where the runs and the report lie.
         base: configuration files as ``fit --config … --config …`` takes them.
         overrides: of every arm; dotted keys of fit.
-        arms: each arm's own, which come after them.
-        seeds: of each arm; one seed gives every arm the same initial weights, prompts, order and noise.
+        arms: each arm's own, which come after them. ``seed_offset`` is no key of fit: it is added to the arm's seeds.
+        seeds: of each arm; one seed gives every arm the same initial weights, prompts, order and noise, unless the arm
+            has a ``seed_offset``: the same arm twice with different seeds is an A/A study, which must find nothing.
         processes: how many runs at a time.
         devices: the GPUs that they are dealt out to; None leaves the choice to each run.
         allow_unequal_budgets: arms may differ in their rollouts and samples.
@@ -105,8 +107,9 @@ class Comparison:
 
     def fit_arguments(self, run: Run) -> list[str]:
         """The command line of ``fit`` for a run."""
+        arm = dict(self.arms[run.arm])
         settings = {
-            "seed_everything": run.seed,
+            "seed_everything": run.seed + arm.pop(SEED_OFFSET, 0),
             "trainer.enable_progress_bar": False,
             "trainer.logger": "lightning.pytorch.loggers.TensorBoardLogger",
             "trainer.logger.save_dir": str(run.folder.parents[1]),
@@ -114,7 +117,7 @@ class Comparison:
             "trainer.logger.version": run.folder.name,
             "trainer.logger.default_hp_metric": False,
         }
-        changes = (*self.overrides.items(), *self.arms[run.arm].items(), *settings.items())
+        changes = (*self.overrides.items(), *arm.items(), *settings.items())
         return ["fit", *(f"--config={file}" for file in self.base), *(_flag(key, value) for key, value in changes)]
 
     def resolve(self) -> dict[str, Flat]:
@@ -127,6 +130,8 @@ class Comparison:
         for run in self.runs()[: len(self.arms)]:
             try:
                 resolved[run.arm] = resolve(self.fit_arguments(run))
+                if SEED_OFFSET in self.arms[run.arm]:
+                    resolved[run.arm][SEED_OFFSET] = self.arms[run.arm][SEED_OFFSET]
             except ConfigError as error:
                 raise ConfigError(f"arm {run.arm}: {error}") from error
         if not self.allow_unequal_budgets:

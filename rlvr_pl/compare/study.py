@@ -26,7 +26,7 @@ EVALUATION_COLUMNS = [
 CURVE_COLUMNS = ["arm", "seed", "rollout", "samples", "completion_tokens", "train_seconds", "tag", "value"]
 _COUNTS = ("rollouts_done", "max_rollouts", "completion_tokens", "optimizer_steps", "samples", "best_rollout")
 _NO_SETTINGS = (
-    *("seed_everything", "data.seed", "model.seed", "ckpt_path", "weights_only"),
+    *("seed_everything", "seed_offset", "data.seed", "model.seed", "ckpt_path", "weights_only"),
     *("trainer.default_root_dir", "trainer.enable_progress_bar"),
 )
 
@@ -160,9 +160,11 @@ def _read_run(root: Path, folder: Path) -> _Run:
     arm = path.parent.as_posix() if path.parent != Path() else root.resolve().name
     if path == Path():
         arm = root.resolve().parent.name
+    place, _, digits = folder.resolve().name.rpartition("_")
     seed = state.get("seed", config.get("seed_everything"))
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        digits = folder.resolve().name.rpartition("_")[2]
+    if place == "seed" and digits.isdigit():
+        seed = int(digits)  # its place in the comparison; an arm with a seed_offset was run with another number
+    elif not isinstance(seed, int) or isinstance(seed, bool):
         seed = int(digits) if digits.isdigit() else 0
     identity = {"arm": arm, "seed": seed}
 
