@@ -52,6 +52,7 @@ def plan(folder: Path, **changes: Any) -> Comparison:
         ({"arms": {"GRPO": {}, "grpo": {}}}, "differ in case alone"),
         ({"arms": {"A": ["model.loss"]}}, "arms: A is .* must map dotted keys"),
         ({"arms": {"A": {"seed_everything": 3}}}, "arms: A: seed_everything is set for each run"),
+        ({"arms": {"A": {"seed_offset": -1}}}, "arms: A: seed_offset is -1; it must be a number from 0 on"),
         ({"overrides": {"trainer.logger.name": "x"}}, r"overrides: trainer\.logger\.name is set for each run"),
         ({"seeds": []}, r"seeds is \[\]; it must be a list"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
@@ -133,6 +134,31 @@ def test_an_arm_is_the_base_then_the_overrides_then_its_own(tmp_path: Path) -> N
     }
     assert a["model.rewards"] == b["model.rewards"] == rewards
     assert not [key for key in a if key.startswith(("seed_everything", "trainer.logger", "ckpt_path"))]
+
+
+def test_an_offset_gives_an_arm_other_seeds_in_the_folders_of_the_same_numbers(tmp_path: Path) -> None:
+    comparison = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 1000}}, seeds=[0, 3])
+    runs = {str(run): comparison.fit_arguments(run) for run in comparison.runs()}
+    seeds = {name: [a for a in arguments if a.startswith("--seed")] for name, arguments in runs.items()}
+    assert seeds == {
+        "a seed 0": ["--seed_everything=0"],
+        "b seed 0": ["--seed_everything=1000"],
+        "a seed 3": ["--seed_everything=3"],
+        "b seed 3": ["--seed_everything=1003"],
+    }
+    assert not [flag for arguments in runs.values() for flag in arguments if "seed_offset" in flag]
+    assert comparison.runs()[3].folder == tmp_path / "runs" / "b" / "seed_3"
+    a, b = comparison.resolve().values()
+    assert b == a | {"seed_offset": 1000}
+
+
+def test_a_changed_offset_is_refused_like_any_change(tmp_path: Path) -> None:
+    comparison = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 1000}})
+    begin(comparison, comparison.resolve())
+    touch_checkpoint(comparison.runs()[1])
+    changed = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 2000}})
+    with pytest.raises(ConfigError, match="b: seed_offset: 1000 → 2000"):
+        begin(changed, changed.resolve())
 
 
 def test_runs_come_seed_by_seed_in_folders_of_their_own(tmp_path: Path) -> None:

@@ -426,3 +426,20 @@ def test_run_json_beats_a_guess(tmp_path: Path) -> None:
     assert runs["completion_tokens"].tolist() == [123]
     assert runs["state"].tolist() == ["interrupted"]
     assert runs["best_rollout"].isna().all()
+
+
+def test_an_arm_with_a_seed_offset_pairs_by_its_place_and_counts_as_the_same_configuration(tmp_path: Path) -> None:
+    write_run(tmp_path, "GSPO-a", 0, config={"seed_everything": 0}, **SMALL)
+    write_run(tmp_path, "GSPO-b", 0, config={"seed_everything": 1000}, state={"seed": 1000}, **SMALL)
+    write_plan(tmp_path, ["GSPO-a", "GSPO-b"], [0])
+    file = tmp_path / "comparison.yaml"
+    plan = yaml.safe_load(file.read_text())
+    plan["resolved"]["GSPO-b"]["seed_offset"] = 1000
+    file.write_text(yaml.safe_dump(plan, sort_keys=False))
+    study = load_study(tmp_path)
+    assert study.problems == []
+    assert study.runs[["arm", "seed", "state"]].values.tolist() == [
+        ["GSPO-a", 0, "finished"],
+        ["GSPO-b", 0, "finished"],
+    ]
+    assert study.settings["GSPO-a"] == study.settings["GSPO-b"]

@@ -160,9 +160,9 @@ def _read_run(root: Path, folder: Path) -> _Run:
     arm = path.parent.as_posix() if path.parent != Path() else root.resolve().name
     if path == Path():
         arm = root.resolve().parent.name
-    place, _, digits = folder.resolve().name.rpartition("_")
+    kind, _, digits = folder.resolve().name.rpartition("_")
     seed = state.get("seed", config.get("seed_everything"))
-    if place == "seed" and digits.isdigit():
+    if kind == "seed" and digits.isdigit():
         seed = int(digits)  # its place in the comparison; an arm with a seed_offset was run with another number
     elif not isinstance(seed, int) or isinstance(seed, bool):
         seed = int(digits) if digits.isdigit() else 0
