@@ -18,6 +18,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
+from rlvr_pl.compare.layout import flatten
+
 # The completion's text, most of a file, is left out; so is `extracted`.
 _RECORD_COLUMNS = {
     "question": pa.int64(),
@@ -145,14 +147,3 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         return {}, f"{files[-1].name} is unreadable ({' '.join(str(error).split())})"
     return (flatten(config), None) if isinstance(config, dict) else ({}, f"{files[-1].name} is not a mapping")
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from rlvr_pl.compare.layout import COMPARISON_FILE
 from rlvr_pl.compare.lock import locked
 from rlvr_pl.compare.plan import Comparison, Flat, Run
 from rlvr_pl.types import ConfigError
 
-COMPARISON_FILE = "comparison.yaml"
 COMPARISON_LOCK = "comparison.lock"
 
 

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from rlvr_pl.cli import RLVRCommandLine
+from rlvr_pl.compare.layout import flatten
 
 # What tells the runs of one comparison apart, or only what they show.
 _OF_THE_RUN = ("seed_everything", "ckpt_path", "trainer.logger", "trainer.enable_progress_bar")
@@ -41,14 +42,3 @@ def resolve(arguments: list[str]) -> dict[str, Any]:
     """
     flat = flatten(_Rehearsal(arguments).resolved())
     return {k: v for k, v in flat.items() if not any(k == own or k.startswith(f"{own}.") for own in _OF_THE_RUN)}
-
-
-def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; lists and empty mappings stay as they are."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlvr_pl.compare.files import flatten, read_config, read_evaluation, read_scalars, read_state
+from rlvr_pl.compare.files import read_config, read_evaluation, read_scalars, read_state
+from rlvr_pl.compare.layout import COMPARISON_FILE, flatten
 from rlvr_pl.run import BEST_MODEL
 from rlvr_pl.types import ConfigError
 
-PLAN = "comparison.yaml"
 EVALUATION_COLUMNS = [
     *("arm", "seed", "split", "rollout", "question", "sample", "gold"),
     *("correct", "correct_flexible", "formatted", "tokens", "truncated"),
@@ -116,7 +116,7 @@ def load_study(folder: Path) -> Study:
 
 
 def _read_plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    path = folder / PLAN
+    path = folder / COMPARISON_FILE
     if not path.is_file():
         return {}, []
     try:
@@ -126,7 +126,7 @@ def _read_plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
         reason = "has no arms and seeds"
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-    return {}, [f"{PLAN}: unreadable ({reason}); arms and seeds are taken from the folders"]
+    return {}, [f"{COMPARISON_FILE}: unreadable ({reason}); arms and seeds are taken from the folders"]
 
 
 def _run_folders(folder: Path) -> list[Path]:
