@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check embedded benchmark clean
+.PHONY: help quickstart test check notebooks embedded benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,11 +25,15 @@ check: $(READY) ## lint, format and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+notebooks: $(READY) ## execute the notebooks again and save them with their outputs
+	$(BIN)/python -m tests.notebooks
+
 embedded: $(READY) ## make the embedded model again: about 25 minutes on two cores
 	$(BIN)/python -m rlvr_pl.embedded.pretrain
 
-benchmark: $(READY) ## time the reward functions
+benchmark: $(READY) ## time the reward functions and the rollout engine: about 15 minutes on two cores
 	$(BIN)/python benchmarks/rewards.py
+	$(BIN)/python benchmarks/rollout.py
 
 clean: ## remove the virtual environment and the caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""``python -m rlvr_pl {fit,validate,test,predict}``."""
+"""``python -m rlvr_pl {fit,validate,test,predict,compare,report}``."""
 
 from rlvr_pl.cli import main
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlvr_pl.rollout import Progress
 from rlvr_pl.run import CHECKPOINTS, LAST
 from rlvr_pl.types import ConfigError, PromptBatch
 
@@ -154,7 +156,10 @@ def _verbatim(text: str) -> str:
 
 
 class RolloutProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, which counts rollouts here, without what says nothing: epochs and version numbers."""
+    """Lightning's progress bar, which counts rollouts here, without what says nothing: epochs and version numbers.
+
+    While the engine generates, it says how many completions have ended, how fast, and how long the rest will take.
+    """
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
@@ -166,3 +171,26 @@ class RolloutProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer, *_)
         self.train_progress_bar.set_description("Rollouts")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        super().on_train_batch_start(trainer, pl_module, *_)
+        self._show_generation(pl_module, self.train_progress_bar)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        super().on_validation_batch_start(trainer, pl_module, *_)
+        self._show_generation(pl_module, self.val_progress_bar)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        super().on_test_batch_start(trainer, pl_module, *_)
+        self._show_generation(pl_module, self.test_progress_bar)
+
+    @staticmethod
+    def _show_generation(pl_module: LightningModule, bar: Tqdm) -> None:
+        def show(progress: Progress) -> None:
+            enough = 20 * progress.ended >= progress.sequences  # a twentieth has ended: the rate means something
+            bar.set_postfix_str(
+                f"{progress.ended:,}/{progress.sequences:,} completions, {progress.tokens_per_s:,.0f} tokens/s"
+                + (f", {Tqdm.format_interval(progress.seconds_left)} left" if enough else "")
+            )
+
+        pl_module.engine.on_progress = show  # type: ignore[union-attr]

@@ -25,10 +25,16 @@ from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.run import BEST, BEST_MODEL, find_checkpoint, next_config_path
+from rlvr_pl.run_state import RecordRunState
 from rlvr_pl.summary import print_summary
 from rlvr_pl.types import ConfigError
 
 PROGRAM = "python -m rlvr_pl"
+# Subcommands that are no method of a trainer, in rlvr_pl.compare.
+COMPARE_COMMANDS = {
+    "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
+    "report": "Write the report of a folder of runs, finished or not.",
+}
 
 
 class OneLineErrorParser(LightningArgumentParser):
@@ -36,6 +42,10 @@ class OneLineErrorParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)  # a key cut short is a typo, not another key
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        self.subcommands = super().add_subcommands(*args, **kwargs)
+        return self.subcommands
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split()).removesuffix(" See --help").removesuffix(".")
@@ -124,11 +134,15 @@ class RLVRCommandLine(LightningCLI):
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                     "init_args": {"save_dir": "lightning_logs", "name": "run", "default_hp_metric": False},
                 },
-                # Lightning moves checkpoint callbacks behind the others and keeps their order: the resume point holds
-                # the state of the best checkpoint's callback, so it comes after it.
                 "callbacks": [LastRolloutIsEvaluated(), best_checkpoint()],
             },
         )
+
+    def setup_parser(self, add_subcommands: bool, *args: Any, **kwargs: Any) -> None:
+        """List the other subcommands with LightningCLI's; ``main`` takes them to parsers of their own."""
+        super().setup_parser(add_subcommands, *args, **kwargs)
+        for name, description in COMPARE_COMMANDS.items():
+            self.parser.subcommands.add_subcommand(name, OneLineErrorParser(), help=description)  # type: ignore[attr-defined]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.policy", "data.tokenizer")
@@ -152,6 +166,9 @@ class RLVRCommandLine(LightningCLI):
             raise ConfigError("trainer.precision is 16-mixed, whose loss scaling is not supported; use bf16-mixed")
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(RolloutProgressBar())
+        if self.subcommand == "fit":
+            self._run_state = RecordRunState()
+            self.trainer_defaults["callbacks"].append(self._run_state)
         if config.get("ckpt_path") is None:
             return
         logger = config.trainer.logger
@@ -161,6 +178,12 @@ class RLVRCommandLine(LightningCLI):
         if config.ckpt_path == "last" and self.subcommand == "fit":
             settings["version"] = checkpoint.parents[1].name  # the resumed run goes on in its own folder
         config.ckpt_path = str(checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The resume point holds the state of the best checkpoint's callback, so it comes after it."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.sort(key=lambda c: isinstance(c, ResumePoint))  # type: ignore[attr-defined]
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
@@ -183,6 +206,7 @@ class RLVRCommandLine(LightningCLI):
     def after_fit(self) -> None:
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)).best_model_path
         if not best:
+            self._run_state.finish(best_rollout=None)
             return
         tokens, rollouts = self.model.completion_tokens, self.model.rollouts_done
         if self.config.fit.report_test:
@@ -197,6 +221,7 @@ class RLVRCommandLine(LightningCLI):
         log_dir = Path(run)
         self.model.policy.save_pretrained(log_dir / BEST_MODEL)
         self.model.tokenizer.save_pretrained(log_dir / BEST_MODEL)
+        self._run_state.finish(best_rollout=self.model.rollouts_done)
         print_summary(
             log_dir,
             objective=type(self.model.loss).__name__,
@@ -211,6 +236,7 @@ def _quieten() -> None:
     """Leave out what libraries say that a user can do nothing about."""
     warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -221,8 +247,14 @@ def _quieten() -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line; what the user can mend ends in one line on standard error and exit status 2."""
     _quieten()
+    arguments = sys.argv[1:] if args is None else args
     try:
-        RLVRCommandLine(args)
+        if arguments[:1] and arguments[0] in COMPARE_COMMANDS:
+            from rlvr_pl.compare.command import run_command  # stands on this file, and loads what only it needs
+
+            run_command(arguments)
+        else:
+            RLVRCommandLine(args)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

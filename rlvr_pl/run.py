@@ -8,6 +8,7 @@
         checkpoints/last.ckpt         to resume from; best.ckpt by val/accuracy
         evaluations/val-000020.jsonl  a record per question, after 20 rollouts
         best_model/                   the best checkpoint as a Hugging Face folder
+        run.json                      how far the run is, what it has cost, and what it runs on
 """
 
 from __future__ import annotations

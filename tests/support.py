@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,23 @@ def tiny_run(policy: str, save_dir: Path, **overrides: Any) -> list[str]:
         **overrides,
     }
     return ["fit", *(f"--{key}={value}" for key, value in settings.items())]
+
+
+class Gate(Callback):
+    """Holds a run at the start of a rollout until a file is there."""
+
+    def __init__(self, before_rollout: int, file: str) -> None:
+        self.before_rollout = before_rollout
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        while batch_idx + 1 == self.before_rollout and not self.file.exists():
+            time.sleep(0.05)
+
+
+def tiny_settings(policy: str, **overrides: Any) -> dict[str, str]:
+    """What ``tiny_run`` sets, as the shared overrides of a comparison."""
+    flags = tiny_run(policy, Path(), **overrides)[1:]
+    settings = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    own = ("trainer.logger", "trainer.enable_progress_bar", "model.loss")
+    return {key: value for key, value in settings.items() if not key.startswith(own)}

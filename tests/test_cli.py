@@ -106,6 +106,7 @@ def test_fit_logs_what_it_says_it_logs(run: Path) -> None:
     train |= {"truncated_rate", "lr", "epoch"}
     evaluation = {"accuracy", "accuracy_flexible", "format_rate", "mean_tokens", "truncated_rate"}
     expected = {f"train/{name}" for name in train} | {f"{s}/{name}" for s in ("val", "test") for name in evaluation}
+    expected |= {"rollout/logprob_mismatch", "rollout/logprob_mismatch_max"}
     assert tags == expected | {"time/rollout_s", "time/update_s", "throughput/tokens_per_s"}
     assert has_samples(run)
 

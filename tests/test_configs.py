@@ -9,11 +9,19 @@ import pytest
 import yaml
 
 from rlvr_pl.cli import main
+from rlvr_pl.compare.comparison_file import load_comparison
+from rlvr_pl.compare.plan import Run
 from rlvr_pl.records import read_records
 from tests.support import make_tiny_policy, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OBJECTIVES = {"grpo": "GRPO", "dr_grpo": "DrGRPO", "gspo": "GSPO"}
+COMPARISONS = {
+    "compare": 15,
+    "compare_embedded": 15,
+    "compare_published": 3,
+    "compare_aa": 10,
+}  # and how many runs each has
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,8 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[
 
 
 def test_every_configuration_is_run_here() -> None:
-    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {*OBJECTIVES, "embedded", "published", "quickstart"}
+    names = {file.stem for file in CONFIGS.glob("*.yaml")}
+    assert names == {*OBJECTIVES, *COMPARISONS, "embedded", "published", "quickstart"}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -122,3 +131,30 @@ def test_quickstart_runs_and_ends_with_its_table(tmp_path: Path, capsys: pytest.
         assert (run / place).is_file()
     records = read_records(run / "evaluations" / "test-000002.jsonl")
     assert [r["question"] for r in records] == list(range(6))
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_s_arms_differ_in_the_objective_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    comparison = load_comparison(CONFIGS / f"{name}.yaml")
+    assert (len(comparison.runs()), comparison.folder) == (COMPARISONS[name], Path("lightning_logs") / name)
+    resolved = comparison.resolve()
+    losses = {}
+    for arm, config in resolved.items():
+        losses[arm] = {key: config.pop(key) for key in list(config) if key.startswith("model.loss.")}
+        assert losses[arm]["model.loss.class_path"] == f"rlvr_pl.losses.{arm}"
+    assert list(resolved) == ["GSPO", "GRPO", "DrGRPO"]
+    assert resolved["GSPO"] == resolved["GRPO"] == resolved["DrGRPO"]
+    beta, clip = {"model.loss.init_args.beta"}, {"model.loss.init_args.clip_low", "model.loss.init_args.clip_high"}
+    expected = ({0.04}, {0.1}) if name == "compare_published" else ({0.0}, {3e-4, 4e-4, 0.2})
+    values = [{loss[key] for loss in losses.values() for key in keys} for keys in (beta, clip)]
+    assert tuple(values) == expected, "one beta; each objective's own clip range, or the published one in all arms"
+
+
+def test_a_run_of_the_embedded_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    comparison = load_comparison(CONFIGS / "compare_embedded.yaml")
+    run = Run("DrGRPO", 3, tmp_path / "DrGRPO" / "seed_3")
+    made_small = [flag for flag in small(tmp_path) if flag.startswith(("--model", "--data"))]
+    main([*comparison.fit_arguments(run), *made_small])
+    assert set(read_scalars(run.folder)["train/reward"]) == {1, 2}

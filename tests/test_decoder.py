@@ -230,12 +230,15 @@ def test_attention_by_length_gives_what_masked_attention_gives(
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), LAYOUTS)
-def test_heads_may_stand_as_tokens(heads: int, kv_heads: int) -> None:
+def test_where_the_host_cannot_see_the_positions_it_masks_all_the_same(
+    heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = decoder_of(make("llama", "32-true", heads, kv_heads, initializer_range=0.15), columns=40)
-    assert not decoder.heads_as_tokens
-    expected, _ = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=40)
-    decoder.heads_as_tokens = True
-    actual, _ = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=40)
+    assert decoder.sees_positions
+    prompts, completions = random_tokens(ROWS, PROMPT), random_tokens(ROWS, STEPS, seed=1)
+    expected = torch.stack(decoder_logits(decoder, prompts, completions))
+    monkeypatch.setattr(Decoder, "sees_positions", False)
+    actual = torch.stack(decoder_logits(decoder, prompts, completions))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 

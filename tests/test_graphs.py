@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from rlvr_pl.rollout import LeanEngine, graphs, lean
+from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.graphs import GraphedStep
 from rlvr_pl.rollout.rows import Rows
 from rlvr_pl.types import Rollout
@@ -85,6 +86,7 @@ def graphed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines take the way of a GPU."""
     Replay.captured = 0
     monkeypatch.setattr(LeanEngine, "graphed", True)
+    monkeypatch.setattr(Decoder, "sees_positions", False)
     monkeypatch.setattr(graphs, "_CudaCapture", Replay)
 
 
@@ -294,7 +296,7 @@ def test_a_capture_may_be_interrupted(at: int, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("graphed")
 def test_rows_that_an_interrupted_call_left_write_nothing_into_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five rows are replayed as six; the sixth was live."""
-    engine = LeanEngine(tiny_model(), STOP_IDS, 0, slots=6)
+    engine = LeanEngine(tiny_model(seed=6), STOP_IDS, 0, slots=6)
     with monkeypatch.context() as patch:
         patch.setattr(Rows, "retire", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -302,6 +304,7 @@ def test_rows_that_an_interrupted_call_left_write_nothing_into_the_next_one(monk
     rollout = sample_with(engine, engine.policy, prompts=PROMPTS[:1], group_size=5, tokens=30)
     monkeypatch.setattr(LeanEngine, "graphed", False)
     assert_same(rollout, sample_with(LeanEngine, engine.policy, prompts=PROMPTS[:1], group_size=5, tokens=30))
+    assert rollout.lengths.tolist()[2] == 3  # the sixth stood at cell 5 · 14 + 9, which is now behind the third's end
 
 
 @pytest.mark.usefixtures("graphed")

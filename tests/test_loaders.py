@@ -188,7 +188,7 @@ def test_the_longest_come_first_and_neighbours_are_of_like_length() -> None:
     loader = EvaluationLoader(make_questions(11), batch_size=4)
     lengths = [len(question.prompt_ids) for batch in loader for question in batch.questions]
     assert lengths == sorted((len(question.prompt_ids) for question in make_questions(11)), reverse=True)
-    assert lengths == [1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert lengths == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 1]
 
 
 def test_evaluation_leaves_the_questions_as_they_are() -> None:

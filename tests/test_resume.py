@@ -31,9 +31,14 @@ def evaluations(run: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in (run / "evaluations").iterdir()}
 
 
+def best_rollout(run: Path) -> int:
+    return torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["rollouts_done"]
+
+
 def assert_same_run(resumed: Path, whole: Path) -> None:
-    """Weights, optimizer, schedulers, counters, logged values and records: equal to the bit."""
+    """Weights, optimizer, schedulers, counters, logged values, records and the best checkpoint: equal to the bit."""
     a, b = last_state(resumed), last_state(whole)
+    assert best_rollout(resumed) == best_rollout(whole)
     assert a["rollouts_done"] == b["rollouts_done"] == 6
     assert a["completion_tokens"] == b["completion_tokens"] > 0
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):

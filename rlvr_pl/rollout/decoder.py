@@ -56,13 +56,15 @@ class Decoder:
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        # The queries that share a key head can stand as if they were so many tokens. On a GPU they must: its kernels
-        # take a mask or grouped heads, not both. On a CPU they must not, to round as Hugging Face does.
-        self.heads_as_tokens = weights.embedding.is_cuda
         self.rotary: Any = policy.model.rotary_emb
         positions = torch.arange(columns, device=weights.embedding.device).unsqueeze(0)
         cos, sin = self.rotary(weights.embedding, positions)  # of the embedding, only dtype and device are read
         self.cos, self.sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # (columns, 1, head size)
+
+    @property
+    def sees_positions(self) -> bool:
+        """Whether the host may look at them: on a GPU it would have to wait, and a captured step looks but once."""
+        return not self.cos.is_cuda
 
     def make_cache(self, slots: int) -> KVCache:
         """A cache of ``slots`` sequences."""
@@ -122,12 +124,19 @@ class Decoder:
         return self._logits(self._layers(tokens, self.cos[positions], self.sin[positions], attend))
 
     def _attend_masked(self, positions: Tensor, cache: KVCache, columns: int) -> Callable[[int, Tensor], Tensor]:
-        """Attention over the first columns of all rows, with those behind a row's position masked."""
+        """Attention over the first columns of all rows, with those behind a row's position masked.
+
+        The queries that share a key head stand as if they were so many tokens, which spares kernels that take no mask
+        with grouped heads, and time. Where nothing is masked they do not, to round as Hugging Face does then.
+        """
         rows = len(positions)
-        hidden = torch.arange(columns, device=positions.device) > positions.unsqueeze(1)
-        mask = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=positions.device)
-        mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
-        tokens = self.heads // self.kv_heads if self.heads_as_tokens else 1
+        if not (self.sees_positions and bool((positions == columns - 1).all())):
+            hidden = torch.arange(columns, device=positions.device) > positions.unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=positions.device)
+            mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+            tokens = self.heads // self.kv_heads
+        else:
+            mask, tokens = None, 1
 
         def attend(layer: int, q: Tensor) -> Tensor:
             attended = F.scaled_dot_product_attention(

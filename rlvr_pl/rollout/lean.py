@@ -208,7 +208,8 @@ class LeanEngine:
 
     def _report(self, call: _Call) -> None:
         seconds = time.perf_counter() - call.start
-        if self.on_progress is None or seconds - call.reported < _SECONDS_BETWEEN_REPORTS:
+        at_the_end = not call.waiting and not self.rows.count
+        if self.on_progress is None or (seconds - call.reported < _SECONDS_BETWEEN_REPORTS and not at_the_end):
             return
         call.reported = seconds
         ended = call.admitted - self.rows.count

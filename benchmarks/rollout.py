@@ -1,0 +1,227 @@
+"""Time the rollout engine against Hugging Face's generation: ``python benchmarks/rollout.py``.
+
+Every engine gets the same prompts, the same sampling at temperature 1 and the same token budget. They take turns, round
+by round, in one process; the table gives each one's median tokens per second and the ratio of medians to the engine's.
+Lengths are either fixed (nothing stops) or geometric (a random model's next-token distribution is nearly uniform, so a
+share of the vocabulary as stop ids ends a completion at each token with that chance).
+
+    --quick           two rounds of the smallest cases
+    --cases TEXT      only cases whose name contains it
+    --threads N       torch's threads; all cores by default
+    --profile         where the engine's time goes, by operator
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout
+
+from rlvr_pl.data import GSM8KDataModule
+from rlvr_pl.pretrained import load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.rollout import LeanEngine, Sampling
+
+# Tokens of GSM8K's 1,319 test prompts in Qwen2.5's chat template with this project's system prompt, in sixteenths.
+GSM8K_PROMPT_TOKENS = (62, 73, 77, 80, 83, 87, 90, 93, 96, 100, 104, 107, 112, 118, 126, 139, 227)
+MEAN_LENGTH = 48  # of geometric completions
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is generated: ``group_size`` completions of each prompt."""
+
+    name: str
+    policy: PreTrainedModel
+    prompts: list[list[int]]
+    group_size: int
+    budget: int
+    stop_ids: list[int]
+    greedy: bool = False
+
+
+def random_qwen2(vocabulary: int) -> PreTrainedModel:
+    """Hidden size 512, 8 layers, 8/2 heads: 26M parameters with a vocabulary of 4,096."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=512,
+        intermediate_size=1728,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def gsm8k_prompts(count: int, vocabulary: int) -> list[list[int]]:
+    """Random tokens in prompts as long as GSM8K's."""
+    generator = random.Random(0)
+    prompts = []
+    for _ in range(count):
+        sixteenth = generator.randrange(16)
+        length = generator.randint(GSM8K_PROMPT_TOKENS[sixteenth], GSM8K_PROMPT_TOKENS[sixteenth + 1])
+        prompts.append([generator.randrange(vocabulary) for _ in range(length)])
+    return prompts
+
+
+def make_cases() -> list[Case]:
+    embedded = load_policy("embedded", load_config("embedded")).eval()
+    stops = list(stop_token_ids(embedded, load_tokenizer("embedded")))
+    data = GSM8KDataModule("embedded")
+    data.setup()
+    train = [list(q.prompt_ids) for q in data.questions["train"][:16]]
+    test = [list(q.prompt_ids) for q in sorted(data.questions["test"], key=lambda q: -len(q.prompt_ids))]
+    small, large = random_qwen2(4096), random_qwen2(151936)
+    cases = []
+    for prompts, group in ((4, 8), (16, 16)):
+        shape = f"{prompts}×{group}"
+        cases += [
+            Case(f"embedded {shape} fixed 96", embedded, train[:prompts], group, 96, []),
+            Case(f"embedded {shape} its own lengths", embedded, train[:prompts], group, 96, stops),
+        ]
+        for name, policy, budget in (("26M", small, 64), ("26M, full vocabulary", large, 24)):
+            vocabulary = policy.config.vocab_size
+            ids = gsm8k_prompts(prompts, vocabulary)
+            cases.append(Case(f"{name} {shape} fixed {budget}", policy, ids, group, budget, []))
+            share = list(range(0, vocabulary, MEAN_LENGTH))
+            cases.append(Case(f"{name} {shape} geometric", policy, ids, group, 3 * budget, share))
+    cases.append(Case("embedded evaluation of 512", embedded, test[:512], 1, 96, stops, greedy=True))
+    share = list(range(0, 4096, MEAN_LENGTH))
+    cases.append(Case("26M evaluation of 512, geometric", small, gsm8k_prompts(512, 4096), 1, 192, share))
+    return cases
+
+
+def settings(case: Case, **more: object) -> GenerationConfig:
+    sampled = {} if case.greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=case.budget,
+        do_sample=not case.greedy,
+        eos_token_id=case.stop_ids or [-1],  # with none, the policy's own would be filled in
+        pad_token_id=0,
+        **sampled,
+        **more,
+    )
+
+
+def tokens_until_stop(completions: torch.Tensor, stop_ids: Sequence[int]) -> int:
+    is_stop = torch.isin(completions, torch.tensor(stop_ids, dtype=torch.int64))
+    return int((is_stop.cumsum(1) - is_stop.long() == 0).sum())
+
+
+def with_generate(case: Case, repeat: bool, rows: int = 256, **more: object) -> int:
+    """Hugging Face's ``generate()``: members as repeated prompts, or as ``num_return_sequences``."""
+    width = max(map(len, case.prompts))
+    prompts = [p for p in case.prompts for _ in range(case.group_size if repeat else 1)]
+    total = 0
+    for start in range(0, len(prompts), rows):
+        part = prompts[start : start + rows]
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
+        returned = 1 if repeat else case.group_size
+        config = settings(case, num_return_sequences=returned, **more)
+        with torch.no_grad():
+            output = case.policy.generate(ids, attention_mask=mask, generation_config=config)
+        total += tokens_until_stop(output[:, width:], case.stop_ids)
+    return total
+
+
+def with_continuous_batching(case: Case) -> int:
+    prompts = [p for p in case.prompts for _ in range(case.group_size)]
+    config = settings(case)
+    outputs = case.policy.generate_batch(prompts, generation_config=config)
+    return sum(len(output.generated_tokens) for output in outputs.values())
+
+
+def with_engine(case: Case, engine: LeanEngine) -> int:
+    rows = len(case.prompts) * case.group_size
+    noise = None if case.greedy else torch.rand(rows, case.budget, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(case.budget, 0.0 if case.greedy else 1.0)
+    return int(engine.generate(case.prompts, case.group_size, sampling, noise).lengths.sum())
+
+
+def contenders(case: Case, continuous: bool) -> dict[str, Callable[[], int]]:
+    """What takes turns, by name; each returns how many tokens it generated."""
+    engine = LeanEngine(case.policy, case.stop_ids, pad_id=0)
+    entries: dict[str, Callable[[], int]] = {
+        "engine": lambda: with_engine(case, engine),
+        "generate, repeated prompts": lambda: with_generate(case, repeat=True),
+    }
+    if case.group_size > 1:
+        entries["generate, num_return_sequences"] = lambda: with_generate(case, repeat=False)
+        entries["generate, static cache"] = lambda: with_generate(case, repeat=True, cache_implementation="static")
+    if continuous:
+        entries["continuous batching"] = lambda: with_continuous_batching(case)
+    return entries
+
+
+def measure(entries: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """Median tokens per second of each, taking turns after one round that does not count."""
+    rates: dict[str, list[float]] = {name: [] for name in entries}
+    for lap in range(rounds + 1):
+        for name, run in entries.items():
+            start = time.perf_counter()
+            tokens = run()
+            if lap:
+                rates[name].append(tokens / (time.perf_counter() - start))
+    return {name: median(values) for name, values in rates.items()}
+
+
+def print_profile(case: Case) -> None:
+    engine = LeanEngine(case.policy, case.stop_ids, pad_id=0)
+    with_engine(case, engine)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with_engine(case, engine)
+    print(case.name)
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=48))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cases", default="")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    cases = [c for c in make_cases() if options.cases in c.name and not (options.quick and "4×8" not in c.name)]
+    if options.profile:
+        for case in cases:
+            print_profile(case)
+        return
+    table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; medians of rounds")
+    for column in ("case", "engine, tokens/s", "against", "tokens/s", "engine is faster by"):
+        table.add_column(column, justify="left" if column in ("case", "against") else "right")
+    for case in cases:
+        # Continuous batching is slow enough on a CPU to be worth a few cases only.
+        rates = measure(contenders(case, continuous="4×8" in case.name), 1 if options.quick else options.rounds)
+        engine = rates.pop("engine")
+        for i, (name, rate) in enumerate(rates.items()):
+            own = (case.name, f"{engine:,.0f}") if i == 0 else ("", "")
+            table.add_row(*own, name, f"{rate:,.0f}", f"{engine / rate:.2f}×", end_section=i == len(rates) - 1)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Arms × seeds under one budget: the runs, the statistics and the report."""

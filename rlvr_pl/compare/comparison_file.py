@@ -1,0 +1,139 @@
+"""The comparison file, read and checked as far as that goes without asking ``fit``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlvr_pl.compare.plan import SEED_OFFSET, Comparison, Flat
+from rlvr_pl.types import ConfigError
+
+_ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
+_TAKEN = {"data", "figures", "null"}  # folders of the report, and what YAML takes for nothing
+_OWN = ("seed_everything", "trainer.logger", "ckpt_path", "config", "data.seed", "model.seed")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML would take the last of two arms of one name, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(problem=f"{name!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def load_comparison(file: Path) -> Comparison:
+    """Read and check a comparison file.
+
+    Raises:
+        ConfigError: naming the key and the remedy.
+    """
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+        return _checked(values)
+    except OSError as error:
+        raise ConfigError(f"--config: there is no file {str(file)!r} that can be read") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _checked(values: Any) -> Comparison:
+    known = [f.name for f in fields(Comparison)]
+    if not isinstance(values, dict):
+        raise ConfigError(f"a comparison is a mapping with the keys {', '.join(known)}")
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise ConfigError(
+                f"unknown key {key!r}. " + (f"Did you mean {close[0]}?" if close else f"Choose from {', '.join(known)}")
+            )
+    for key in ("folder", "base", "arms", "seeds"):
+        if values.get(key) is None:
+            raise ConfigError(f"{key} is missing")
+    folder, base = values["folder"], values["base"]
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"folder is {folder!r}; it must be a path")
+    if not isinstance(base, list) or not base or not all(isinstance(name, str) for name in base):
+        raise ConfigError(f"base is {base!r}; it must be a list of configuration files, as fit --config takes them")
+    processes, devices = values.get("processes"), values.get("devices")
+    check_parallel(processes, devices)
+    unequal = values.get("allow_unequal_budgets", False)
+    if not isinstance(unequal, bool):
+        raise ConfigError(f"allow_unequal_budgets is {unequal!r}; it must be true or false")
+    return Comparison(
+        folder=Path(folder),
+        base=tuple(base),
+        arms=_arms(values["arms"]),
+        seeds=_seeds(values["seeds"]),
+        overrides=_overrides(values.get("overrides"), "overrides"),
+        processes=processes or len(devices or [0]),
+        devices=None if devices is None else tuple(devices),
+        allow_unequal_budgets=unequal,
+    )
+
+
+def check_parallel(processes: Any, devices: Any) -> None:
+    """Refuse what cannot be a number of processes or a list of GPUs.
+
+    Raises:
+        ConfigError: if one of them is neither None nor that.
+    """
+    if processes is not None and not (_is_count(processes) and processes >= 1):
+        raise ConfigError(f"processes is {processes!r}; it must be a number of at least 1")
+    if devices is not None and not (isinstance(devices, list) and devices and all(map(_is_count, devices))):
+        raise ConfigError(f"devices is {devices!r}; it must be a list of GPU numbers, such as [0, 1], or null")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _arms(arms: Any) -> dict[str, Flat]:
+    if not isinstance(arms, dict) or not arms:
+        raise ConfigError("arms is empty; name at least one, such as GSPO: {model.loss: GSPO}")
+    for name in arms:
+        if not isinstance(name, str):
+            raise ConfigError(f"arms: YAML takes the name {name!r} for no text; put it in quotes")
+        if not _ARM.fullmatch(name) or name.lower() in _TAKEN:
+            raise ConfigError(
+                f"arms: {name!r} cannot name a folder of its own; take letters, digits and . _ + = -, "
+                f"and none of {', '.join(sorted(_TAKEN))}"
+            )
+    lower = [name.lower() for name in arms]
+    if len(set(lower)) < len(lower):
+        raise ConfigError(f"arms: {', '.join(arms)}: names that differ in case alone are one folder on some systems")
+    checked = {name: _overrides(overrides, f"arms: {name}") for name, overrides in arms.items()}
+    for name, overrides in checked.items():
+        if not _is_count(overrides.get(SEED_OFFSET, 0)):
+            raise ConfigError(f"arms: {name}: seed_offset is {overrides[SEED_OFFSET]!r}; it must be a number from 0 on")
+    return checked
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not seeds or not all(_is_count(s) and s < 2**32 for s in seeds):
+        raise ConfigError(f"seeds is {seeds!r}; it must be a list of numbers from 0 to 2³² − 1, such as [0, 1, 2]")
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise ConfigError(f"seeds: {', '.join(map(str, twice))} stands there twice; a repeated run adds no evidence")
+    return tuple(seeds)
+
+
+def _overrides(overrides: Any, where: str) -> Flat:
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(f"{where} is {overrides!r}; it must map dotted keys of fit to values")
+    for key in overrides:
+        if any(key == own or key.startswith(f"{own}.") for own in _OWN):
+            raise ConfigError(f"{where}: {key} is set for each run by the comparison; leave it out")
+    return dict(overrides)

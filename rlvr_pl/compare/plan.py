@@ -1,0 +1,159 @@
+"""The plan: arms × seeds over one base, and what has to hold before any of it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr_pl.compare.lock import is_locked
+from rlvr_pl.compare.resolve import resolve
+from rlvr_pl.run import CHECKPOINTS, LAST
+from rlvr_pl.run_state import read_run_state
+from rlvr_pl.types import ConfigError
+
+RUN_LOCK = "run.lock"
+SEED_OFFSET = "seed_offset"
+BUDGET = ("data.max_rollouts", "data.prompts_per_rollout", "model.group_size")
+
+Flat = dict[str, Any]  # a configuration of fit: dotted keys
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed, in its folder."""
+
+    arm: str
+    seed: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINTS / LAST
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / RUN_LOCK
+
+    @property
+    def finished(self) -> bool:
+        state = read_run_state(self.folder)
+        return state is not None and state.state == "finished" and state.rollouts_done >= state.max_rollouts
+
+    @property
+    def begun(self) -> bool:
+        """Whether it holds work that would be kept, or is at work: its configuration must stay as it is."""
+        return self.checkpoint.is_file() or self.finished or is_locked(self.lock)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison file asks for.
+
+    Attributes:
+        folder: where the runs and the report lie.
+        base: configuration files as ``fit --config … --config …`` takes them.
+        overrides: of every arm; dotted keys of fit.
+        arms: each arm's own, which come after them. ``seed_offset`` is no key of fit: it is added to the arm's seeds.
+        seeds: of each arm; one seed gives every arm the same initial weights, prompts, order and noise, unless the arm
+            has a ``seed_offset``: the same arm twice with different seeds is an A/A study, which must find nothing.
+        processes: how many runs at a time.
+        devices: the GPUs that they are dealt out to; None leaves the choice to each run.
+        allow_unequal_budgets: arms may differ in their rollouts and samples.
+    """
+
+    folder: Path
+    base: tuple[str, ...]
+    arms: dict[str, Flat]
+    seeds: tuple[int, ...]
+    overrides: Flat
+    processes: int
+    devices: tuple[int, ...] | None
+    allow_unequal_budgets: bool
+
+    def runs(self, only: Sequence[str] = ()) -> list[Run]:
+        """The runs in their order, all arms of a seed side by side, so that what is done first can be compared.
+
+        Args:
+            only: ``ARM`` or ``ARM,SEED``, as many as there are; none means all.
+
+        Raises:
+            ConfigError: if one names what the comparison does not have.
+        """
+        chosen = [self._part(part) for part in only]
+        return [
+            Run(arm, seed, self.folder / arm / f"seed_{seed}")
+            for seed in self.seeds
+            for arm in self.arms
+            if not chosen or (arm, seed) in chosen or (arm, None) in chosen
+        ]
+
+    def _part(self, part: str) -> tuple[str, int | None]:
+        arm, comma, seed = part.partition(",")
+        if arm not in self.arms:
+            raise ConfigError(f"--only {part}: there is no arm {arm!r}. Choose from {', '.join(self.arms)}")
+        if not comma:
+            return arm, None
+        if seed not in map(str, self.seeds):
+            raise ConfigError(
+                f"--only {part}: there is no seed {seed!r}. Choose from {', '.join(map(str, self.seeds))}"
+            )
+        return arm, int(seed)
+
+    def fit_arguments(self, run: Run) -> list[str]:
+        """The command line of ``fit`` for a run."""
+        arm = dict(self.arms[run.arm])
+        settings = {
+            "seed_everything": run.seed + arm.pop(SEED_OFFSET, 0),
+            "trainer.enable_progress_bar": False,
+            "trainer.logger": "lightning.pytorch.loggers.TensorBoardLogger",
+            "trainer.logger.save_dir": str(run.folder.parents[1]),
+            "trainer.logger.name": run.folder.parent.name,
+            "trainer.logger.version": run.folder.name,
+            "trainer.logger.default_hp_metric": False,
+        }
+        changes = (*self.overrides.items(), *arm.items(), *settings.items())
+        return ["fit", *(f"--config={file}" for file in self.base), *(_flag(key, value) for key, value in changes)]
+
+    def resolve(self) -> dict[str, Flat]:
+        """The whole configuration of every arm.
+
+        Raises:
+            ConfigError: naming the arm, if ``fit`` would refuse it; or if the arms have unequal budgets.
+        """
+        resolved = {}
+        for run in self.runs()[: len(self.arms)]:
+            try:
+                resolved[run.arm] = resolve(self.fit_arguments(run))
+                if SEED_OFFSET in self.arms[run.arm]:
+                    resolved[run.arm][SEED_OFFSET] = self.arms[run.arm][SEED_OFFSET]
+            except ConfigError as error:
+                raise ConfigError(f"arm {run.arm}: {error}") from error
+        if not self.allow_unequal_budgets:
+            check_budgets(resolved)
+        return resolved
+
+
+def _flag(key: str, value: Any) -> str:
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def check_budgets(resolved: Mapping[str, Flat]) -> None:
+    """Rollouts and samples are what a comparison holds equal.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    for key in BUDGET:
+        values = {arm: config[key] for arm, config in resolved.items()}
+        if len(set(values.values())) > 1:
+            each = ", ".join(f"{value} for {arm}" for arm, value in values.items())
+            raise ConfigError(
+                f"the arms have unequal budgets: {key} is {each}. Every arm should have the same rollouts and samples; "
+                "make them equal, or write allow_unequal_budgets: true and have the report say so"
+            )

@@ -1,0 +1,92 @@
+"""``comparison.yaml``: what the runs in a comparison's folder were run with, so that nothing else is added to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlvr_pl.compare.layout import COMPARISON_FILE
+from rlvr_pl.compare.lock import locked
+from rlvr_pl.compare.plan import Comparison, Flat, Run
+from rlvr_pl.types import ConfigError
+
+COMPARISON_LOCK = "comparison.lock"
+
+
+def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
+    """Write ``comparison.yaml``, once it is sure that the runs in the folder are of this configuration.
+
+    Arms and seeds that the file no longer names stay in it as long as their runs lie in the folder.
+
+    Raises:
+        ConfigError: with the differences, if there are runs of another configuration.
+    """
+    with locked(comparison.folder / COMPARISON_LOCK):
+        check_unchanged(comparison, resolved)
+        old = read_comparison(comparison.folder) or {"arms": {}, "resolved": {}}
+        present = _begun_runs(comparison.folder)
+        arms = comparison.arms | {
+            a: o for a, o in old["arms"].items() if a not in comparison.arms and any(run.arm == a for run in present)
+        }
+        seeds = dict.fromkeys((*comparison.seeds, *sorted(run.seed for run in present if run.arm in arms)))
+        plan = {
+            "folder": str(comparison.folder),
+            "base": list(comparison.base),
+            "overrides": comparison.overrides,
+            "arms": arms,
+            "seeds": list(seeds),
+            "allow_unequal_budgets": comparison.allow_unequal_budgets,
+            "resolved": {arm: resolved.get(arm) or old["resolved"][arm] for arm in arms},
+        }
+        unfinished = comparison.folder / "comparison.unfinished"
+        unfinished.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(unfinished, comparison.folder / COMPARISON_FILE)
+
+
+def read_comparison(folder: Path) -> dict[str, Any] | None:
+    """What ``comparison.yaml`` in the folder says; None where there is none."""
+    file = folder / COMPARISON_FILE
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
+    """Refuse to add to runs of another configuration.
+
+    Raises:
+        ConfigError: with the differences, by arm and key.
+    """
+    old = read_comparison(comparison.folder)
+    present = [run for run in _begun_runs(comparison.folder) if run.arm in resolved]
+    if old is None and present:
+        raise ConfigError(
+            f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE} to say what they were "
+            "run with. Give the comparison another folder"
+        )
+    changes: dict[str, list[str]] = {}  # difference: the arms that have it
+    for arm in dict.fromkeys(run.arm for run in present):
+        before = old["resolved"].get(arm, {}) if old is not None else {}
+        after = yaml.safe_load(yaml.safe_dump(resolved[arm]))  # as it would be read back
+        for key in sorted(before.keys() | after.keys()):
+            a, b = (config.get(key, "(not there)") for config in (before, after))
+            if a != b:
+                changes.setdefault(f"{key}: {a} → {b}", []).append(arm)
+    if changes:
+        lines = "".join(f"\n  {', '.join(arms)}: {change}" for change, arms in changes.items())
+        raise ConfigError(
+            f"{comparison.folder} holds runs of another configuration:{lines}\n"
+            "Give the comparison another folder, or move the runs of these arms away"
+        )
+
+
+def _begun_runs(folder: Path) -> list[Run]:
+    """Of any arm and seed, whether or not the comparison names them."""
+    runs = (
+        Run(path.parent.name, int(path.name.removeprefix("seed_")), path)
+        for path in sorted(folder.glob("*/seed_*"))
+        if path.name.removeprefix("seed_").isdigit()
+    )
+    return [run for run in runs if run.begun]
