@@ -197,8 +197,18 @@ def eager() -> dict[tuple[str, int], Rollout]:
 
 
 @pytest.mark.usefixtures("eager", "graphed")
-@pytest.mark.parametrize(("slots", "unseen"), [(1, 8), (3, 1), (3, 3), (3, 8), (7, 3), (64, 1), (64, 8)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "slots", "unseen"),
+    [
+        ("qwen2", 1, 8),
+        ("qwen3", 3, 1),
+        ("llama", 3, 3),
+        ("qwen3", 3, 8),
+        ("qwen2", 7, 3),
+        ("llama", 64, 1),
+        ("qwen3", 64, 8),
+    ],
+)
 def test_replayed_steps_give_the_tokens_of_eager_ones(
     family: str, slots: int, unseen: int, eager: dict[tuple[str, int], Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
