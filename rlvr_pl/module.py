@@ -174,6 +174,8 @@ class GroupPolicyModule(LightningModule):
         self.policy = load_policy(self.policy_name, config).train()
         if self.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # It hooks the embedding for the sake of frozen ones; ours learns, and the decoder covers no hooks.
+            self.policy.disable_input_require_grads()
         if self.loss.needs_reference:
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
         stop_ids = stop_token_ids(self.policy, self.tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from rlvr_pl.losses import GRPO, GSPO, DrGRPO, GSPOToken, LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rewards import Completion, RewardTerm
-from rlvr_pl.rollout import Sampling
+from rlvr_pl.rollout import LeanEngine, Sampling
 from rlvr_pl.types import PromptBatch, Question, Rollout
 
 torch.set_num_threads(1)
@@ -403,6 +403,37 @@ def test_one_update_a_rollout_is_exactly_on_policy(model_folder: Path) -> None:
 
 
 # What is logged of a rollout
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULES[0], SCHEDULES[3], SCHEDULES[5]], ids=["1-1", "2-2", "4-2"])
+@pytest.mark.parametrize("objective", ["GRPO", "GRPO, beta"])
+def test_the_mismatch_with_the_engines_logprobs(objective: str, schedule: Schedule, model_folder: Path) -> None:
+    """Each token counts once, whatever the number of passes, against the weights that the rollout was sampled with."""
+    rollout = fixed_rollout()
+    before = plain(model_folder, OBJECTIVES[objective])
+    sampled = torch.full(rollout.mask.shape, math.nan)
+    for i, length in enumerate(LENGTHS):
+        distance = (-1) ** i * (i + 1) / 100
+        sampled[i, :length] = before.logprobs(before.model, rollout, i).detach() + distance
+    fitted = fit(
+        model_folder,
+        OBJECTIVES[objective].strategy,
+        rollouts=[replace(rollout, sampling_logprobs=sampled)],
+        **vars(schedule),
+    )
+    learns = [i for i in range(16) if objective == "GRPO, beta" or i not in range(8, 12)]  # group 2 has no variance
+    mean = sum(LENGTHS[i] * (i + 1) / 100 for i in learns) / sum(LENGTHS[i] for i in learns)
+    assert fitted.logged["rollout/logprob_mismatch"] == pytest.approx(mean, abs=1e-6)
+    assert fitted.logged["rollout/logprob_mismatch_max"] == pytest.approx(0.16, abs=1e-5)
+
+
+def test_the_lean_engines_logprobs_match_up_to_rounding(model_folder: Path) -> None:
+    fitted = prepare(model_folder, OBJECTIVES["GRPO, beta"].strategy, minibatches_per_rollout=2)
+    prompts = fitted.engine.rollouts
+    fitted.module.engine = LeanEngine(fitted.module.policy, [0], 0)
+    fitted.trainer.fit(fitted.module, Prompts(prompts))
+    assert 0 < fitted.logged["rollout/logprob_mismatch"] < 1e-6
+    assert fitted.logged["rollout/logprob_mismatch"] < fitted.logged["rollout/logprob_mismatch_max"] < 1e-5
 
 
 def test_what_is_logged_of_a_rollout(model_folder: Path) -> None:

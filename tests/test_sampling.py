@@ -186,3 +186,12 @@ def test_the_arguments_are_left_as_they_were() -> None:
 
 def test_sampling_defaults_to_the_untempered_distribution() -> None:
     assert Sampling(max_completion_tokens=5) == Sampling(5, 1.0)
+
+
+def test_no_token_or_a_negative_temperature_is_refused() -> None:
+    for tokens in (0, -3):
+        with pytest.raises(ValueError, match=rf"max_completion_tokens is {tokens}; it must be at least 1"):
+            Sampling(tokens)
+    with pytest.raises(ValueError, match=r"temperature is -0.1; it must be at least 0"):
+        Sampling(5, -0.1)
+    assert Sampling(1, 0.0).temperature == 0

@@ -324,3 +324,49 @@ def test_the_diagnostics_keep_no_graph() -> None:
     stats.add(replace(inputs, logprobs=logprobs), replace(output, ratio=output.ratio * logprobs), entropy)
     assert not stats.sums.requires_grad
     assert not stats.maxima.requires_grad
+
+
+# The sampler's log-probabilities against the scored ones
+
+
+def scored(old: list[list[float]], sampled: list[list[float]], lengths: list[int]) -> MicroBatch:
+    mask = mask_of(lengths)
+    return MicroBatch(
+        prompt_ids=[[1]] * len(lengths),
+        completion_ids=torch.zeros(mask.shape, dtype=torch.long),
+        mask=mask,
+        advantages=torch.ones(len(lengths)),
+        sampling_logprobs=torch.tensor(sampled),
+        old_logprobs=torch.tensor(old),
+    )
+
+
+@pytest.mark.parametrize("pad", [0.0, 1e9, math.inf, math.nan])
+def test_the_mismatch_is_a_mean_over_tokens_and_a_maximum(pad: float) -> None:
+    stats = UpdateStats(CPU)
+    stats.add_mismatch(scored([[-1.0, -2.0], [-0.5, pad]], [[-1.25, -2.0], [0.5, -3.0]], [2, 1]))
+    assert stats.logprob_mismatch() == ((0.25 + 0.0 + 1.0) / 3, 1.0)
+    stats.add_mismatch(scored([[-4.0, -4.0]], [[-2.5, -4.125]], [2]))
+    assert stats.logprob_mismatch() == ((0.25 + 0.0 + 1.0 + 1.5 + 0.125) / 5, 1.5)
+    stats.add_mismatch(scored([[-0.5]], [[-0.625]], [1]))
+    assert stats.logprob_mismatch() == (3.0 / 6, 1.5)
+
+
+def test_without_a_scored_token_there_is_no_mismatch() -> None:
+    stats = UpdateStats(CPU)
+    assert stats.logprob_mismatch() == (0.0, 0.0)
+    filler = empty_micro_batch(hand_rollout())
+    filler.old_logprobs = torch.full((1, 1), math.nan)
+    stats.add_mismatch(filler)
+    assert stats.logprob_mismatch() == (0.0, 0.0)
+    stats.add_mismatch(scored([[-1.0]], [[math.nan]], [1]))
+    assert all(math.isnan(value) for value in stats.logprob_mismatch())  # seen, not hidden
+
+
+def test_the_mismatch_and_the_other_diagnostics_leave_each_other_alone() -> None:
+    stats = UpdateStats(CPU)
+    stats.add(*token_level())
+    stats.grad_norms.extend([1.0, 4.0])
+    stats.add_mismatch(scored([[-1.0]], [[-8.0]], [1]))
+    assert stats.means() == pytest.approx(TOKEN_MEANS, rel=1e-6)
+    assert stats.logprob_mismatch() == (7.0, 7.0)

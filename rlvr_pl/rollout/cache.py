@@ -37,8 +37,9 @@ class KVCache:
             members: (rows,) int64; which of the B prompts each slot gets.
         """
         rows, columns = slice(first, first + len(members)), keys.shape[2]
-        self.keys[:, rows, :columns] = keys[:, members]
-        self.values[:, rows, :columns] = values[:, members]
+        for ours, theirs in ((self.keys, keys), (self.values, values)):
+            for layer, prompts in zip(ours, theirs, strict=True):  # one by one: a copy takes memory of its own
+                layer[rows, :columns] = prompts[members]
 
     def write_token(self, layer: int, cells: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write one token of each of n rows.
@@ -53,5 +54,7 @@ class KVCache:
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Copy the first ``columns`` of some slots to others."""
-        for part in (self.keys, self.values):
-            part[:, targets, :columns] = part[:, sources, :columns]
+        if len(sources) == 0:
+            return
+        for layer in (*self.keys, *self.values):
+            layer[targets, :columns] = layer[sources, :columns]

@@ -57,28 +57,37 @@ class GenerateEngine:
         start = time.perf_counter()
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         tokens, logprobs = [], []  # a (T,) tensor of each sequence, as long as the longest of its part
+        sampled = 0
         with self._settings(sampling), _eval_mode(self.policy), _weights_cast_once(self.policy.device.type):
             for first in range(0, len(repeated), self.slots):
                 rows = slice(first, first + self.slots)
                 chosen = _ChosenToken(
                     sampling.temperature, None if noise is None else noise[rows].to(self.policy.device)
                 )
-                tokens += list(self._sample(repeated[rows], chosen))
+                part = self._sample(repeated[rows], chosen)
+                tokens += list(part)
                 logprobs += list(torch.stack(chosen.logprobs, dim=1))
+                sampled += int(self._mask(part).sum())
                 if self.on_progress is not None:
                     seconds = time.perf_counter() - start
-                    self.on_progress(Progress(len(tokens), len(repeated), sum(map(len, tokens)), seconds))
+                    self.on_progress(Progress(len(tokens), len(repeated), sampled, seconds))
         completion_ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
-        is_stop = torch.isin(completion_ids, torch.tensor(self.stop_ids, device=self.policy.device))
-        stops_before = is_stop.cumsum(dim=1) - is_stop.long()
-        mask = stops_before == 0
+        mask = self._mask(completion_ids)
         return Rollout(
             prompt_ids=repeated,
             completion_ids=completion_ids,
             mask=mask,
             sampling_logprobs=masked(pad_sequence(logprobs, batch_first=True), mask),
-            truncated=~is_stop.any(dim=1),
+            truncated=~self._is_stop(completion_ids).any(dim=1),
         )
+
+    def _is_stop(self, ids: Tensor) -> Tensor:
+        return torch.isin(ids, torch.tensor(self.stop_ids, device=ids.device))
+
+    def _mask(self, ids: Tensor) -> Tensor:
+        """True up to the first stop token of each row, and on it."""
+        is_stop = self._is_stop(ids)
+        return is_stop.cumsum(dim=1) == is_stop
 
     def _sample(self, prompts: Sequence[Sequence[int]], chosen: _ChosenToken) -> Tensor:
         """One completion of each prompt, (rows, T); behind a stop token stands anything."""

@@ -73,13 +73,13 @@ class _CudaCapture:
 
     def __init__(self) -> None:
         self.pool: Any = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()  # one for all: cuBLAS keeps a workspace for each that it runs on
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             function()  # libraries set themselves up at their first call, which a capture does not allow
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile: a data loader, a logger.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class _Call:
     def waiting(self) -> int:
         return self.sequences - self.admitted
 
+    @cached_property
+    def columns(self) -> int:
+        """What the longest sequence can need; an ended row is counted on beyond its end until the host looks."""
+        return max(len(p) for p in self.prompts) + self.sampling.max_completion_tokens
+
 
 class LeanEngine:
     """See :class:`rlvr_pl.rollout.engine.RolloutEngine`.
@@ -77,6 +83,7 @@ class LeanEngine:
         self.on_progress: Callable[[Progress], None] | None = None
         self.made = (0, 0, 0)  # slots and columns of the cache, cells of the output
 
+    @torch.inference_mode(False)  # what is made in that mode, an evaluation's, could not be written to in training
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, noise: Tensor | None
@@ -84,6 +91,9 @@ class LeanEngine:
         """Sample ``group_size`` completions of each prompt; see the interface."""
         call = _Call(prompts, group_size, sampling)
         budget, temperature = sampling.max_completion_tokens, sampling.temperature
+        if temperature > 0 and (noise is None or noise.shape != (call.sequences, budget)):
+            given = "none" if noise is None else f"{tuple(noise.shape)}"
+            raise ValueError(f"sampling needs noise of shape {(call.sequences, budget)}; there is {given}")
         dtype = self._compute_dtype()
         with torch.autocast(self.policy.device.type, enabled=False):  # the decoder says itself what is rounded where
             self._prepare(call, dtype)
@@ -98,10 +108,10 @@ class LeanEngine:
                     self.cache.write_prompts(admitted.start, prefilled.keys, prefilled.values, members)
                     rows.choose(admitted, prefilled.logits[members], temperature)
                 for _ in range(_STEPS_UNSEEN if self.graphed else 1):
-                    self.step(rows.count, min(rows.columns, self.cache.columns), temperature)
+                    self.step(rows.count, min(rows.columns, call.columns), temperature)
                     rows.advance()
-                moved_from, moved_to = rows.retire()
-                self.cache.move(moved_from, moved_to, min(rows.columns, self.cache.columns))
+                sources, targets = rows.retire()
+                self.cache.move(sources, targets, min(rows.columns, call.columns))
                 self._report(call)
             tokens, mask, logprobs = self.output.read(call.sequences, budget)
         is_stop = torch.isin(tokens, self._tensor(self.stop_ids)) & mask
@@ -145,13 +155,14 @@ class LeanEngine:
 
     def _prepare(self, call: _Call, dtype: torch.dtype) -> None:
         """Bring the weights up to date, and make anew what the last call made if it does not serve this one."""
-        columns = max(len(p) for p in call.prompts) + call.sampling.max_completion_tokens
         limit = self.policy.config.max_position_embeddings
-        if columns > limit:
-            raise ValueError(f"the longest prompt and its completion need {columns} positions; the policy has {limit}")
+        if call.columns > limit:
+            raise ValueError(
+                f"the longest prompt and its completion need {call.columns} positions; the policy has {limit}"
+            )
         needed = (
             min(self.slots, call.sequences),
-            -(-columns // _COLUMN_BLOCK) * _COLUMN_BLOCK,
+            -(-call.columns // _COLUMN_BLOCK) * _COLUMN_BLOCK,
             call.sequences * call.sampling.max_completion_tokens,
         )
         large_enough = all(n <= m for n, m in zip(needed, self.made, strict=True))
@@ -160,9 +171,10 @@ class LeanEngine:
         self.weights.refresh()
         self.rows.clear()
         if isinstance(self.step, GraphedStep):
-            self.step.warm_up(needed[0], columns, call.sampling.temperature)
+            self.step.warm_up(needed[0], call.columns, call.sampling.temperature)
 
     def _make(self, dtype: torch.dtype, slots: int, columns: int, cells: int) -> None:
+        self.made = (0, 0, 0)  # until all is made: this may be interrupted, or run out of memory
         for name in ("step", "rows", "output", "cache", "decoder", "weights"):
             self.__dict__.pop(name, None)  # the old memory is free before the new is taken
         device = self.policy.device
@@ -179,7 +191,8 @@ class LeanEngine:
     def _decode(self, count: int, columns: int, temperature: float) -> None:
         """One token more for each of the first rows: decode, sample."""
         live = slice(0, count)
-        logits = self.decoder.step(self.rows.token[live], self.rows.position[live], self.cache, columns)
+        even = not self.graphed and self.rows.even  # a captured step serves rows of any lengths
+        logits = self.decoder.step(self.rows.token[live], self.rows.position[live], self.cache, columns, even)
         self.rows.choose(live, logits, temperature)
 
     @property

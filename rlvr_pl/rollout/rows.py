@@ -24,7 +24,8 @@ class Output:
         self.cells = cells
         self.tokens = torch.empty(cells + 1, dtype=torch.int64, device=device)
         self.logprobs = torch.empty(cells + 1, dtype=torch.float32, device=device)
-        self.noise = torch.empty(cells + 1, dtype=torch.float32, device=device)
+        # Zeros: rows that are not live read it before any noise is written, and NaN would choose no token of any.
+        self.noise = torch.zeros(cells + 1, dtype=torch.float32, device=device)
 
     def reset(self, noise: Tensor | None) -> None:
         """Forget the last call's tokens and take this one's uniforms."""
@@ -77,6 +78,12 @@ class Rows:
     def columns(self) -> int:
         """How many columns of the cache the next step must look at."""
         return int(self._columns[: self.count].max(initial=0))
+
+    @property
+    def even(self) -> bool:
+        """Whether all live rows hold equally many tokens."""
+        live = self._columns[: self.count]
+        return bool((live == live[:1]).all())
 
     def admit(self, sequences: Sequence[int], prompt_lengths: Sequence[int], budget: int) -> slice:
         """Give sequences the rows behind the live ones; their prompts have been read and no token chosen yet."""

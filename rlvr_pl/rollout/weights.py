@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers.activations import ACT2FN
 
 _FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+_LAYERS = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, type(ACT2FN["silu"]))
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # others change their angles with the length
 
 
@@ -37,7 +39,8 @@ class LayerWeights:
 def why_not_covered(policy: PreTrainedModel) -> str | None:
     """What of a policy the decoder does not do; None where it does everything.
 
-    The decoder would compute something else for whatever is not here: a wrapped linear, a hook, another layout.
+    The decoder would compute something else for whatever is not here: a wrapped linear, a hook (or a forward
+    method of one module's own, which is as much), another layout.
     """
     if type(policy) not in _FAMILY:
         return f"its class is {type(policy).__name__}"
@@ -49,10 +52,9 @@ def why_not_covered(policy: PreTrainedModel) -> str | None:
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act!r}"
     for name, module in policy.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{name or 'the model'} has a forward hook"
-        known = type(module).__module__ in (type(policy).__module__, "torch.nn.modules.container")
-        if not known and type(module) not in (nn.Linear, nn.Embedding) and any(True for _ in module.parameters()):
+        if type(module) not in _LAYERS and type(module).__module__ != type(policy).__module__:
             return f"{name} is a {type(module).__name__}"
     for name, parameter in policy.named_parameters():
         if type(parameter) is not nn.Parameter or parameter.dtype != policy.dtype:

@@ -1,85 +1,41 @@
-"""The rollout engine over ``generate()``, on tiny random models."""
+"""What every rollout engine does, on tiny random models; and what is special to ``generate()``."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import GenerationConfig, PreTrainedModel
 
 from rlvr_pl.policy import score
-from rlvr_pl.rollout import GenerateEngine, Sampling
+from rlvr_pl.rollout import GenerateEngine, LeanEngine
 from rlvr_pl.types import Rollout
+from tests.engines import (
+    FAMILIES,
+    PROMPTS,
+    VOCABULARY,
+    assert_same,
+    completions,
+    huggingface_greedy,
+    sample_with,
+    tiny_model,
+    uniforms,
+)
 
 torch.set_num_threads(1)
 
-CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
-FAMILIES = sorted(CONFIGS)
-VOCABULARY = 64
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
+Sample = Callable[..., Rollout]
 
 
-def tiny_model(family: str = "qwen2", tied: bool = False, seed: int = 0, **settings: Any) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = CONFIGS[family](
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        **settings,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-def uniforms(rows: int, tokens: int, seed: int = 0) -> Tensor:
-    return torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed))
-
-
-def sample(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]] = PROMPTS,
-    group_size: int = 2,
-    tokens: int = 8,
-    temperature: float = 1.0,
-    noise: Tensor | None = None,
-    stop_ids: Sequence[int] = (3, 17, 29),
-    pad_id: int = 0,
-) -> Rollout:
-    if noise is None and temperature > 0:
-        noise = uniforms(len(prompts) * group_size, tokens)
-    engine = GenerateEngine(model, stop_ids, pad_id)
-    return engine.generate(prompts, group_size, Sampling(tokens, temperature), noise)
-
-
-def completions(rollout: Rollout) -> list[list[int]]:
-    """The completion of each row, without its pads."""
-    return [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids, rollout.mask, strict=True)]
-
-
-def assert_same(actual: Rollout, expected: Rollout) -> None:
-    assert completions(actual) == completions(expected)
-    assert actual.truncated.tolist() == expected.truncated.tolist()
-    for row in range(len(expected.mask)):
-        torch.testing.assert_close(
-            actual.sampling_logprobs[row][actual.mask[row]],
-            expected.sampling_logprobs[row][expected.mask[row]],
-            rtol=0,
-            atol=1e-5,
-        )
+@pytest.fixture(params=[LeanEngine, GenerateEngine])
+def sample(request: pytest.FixtureRequest) -> Sample:
+    """A rollout by a new engine of each kind."""
+    return partial(sample_with, request.param)
 
 
 # Greedy
@@ -92,21 +48,6 @@ class GreedyCase:
     stop_ids: list[int]
     pad_id: int
     tokens: int
-
-
-def huggingface_greedy(
-    model: PreTrainedModel, prompt: list[int], tokens: int, stop_ids: list[int] | None = None
-) -> list[int]:
-    """What ``generate()`` itself gives for one prompt alone, without any padding."""
-    output = model.generate(  # type: ignore[operator]
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        max_new_tokens=tokens,
-        eos_token_id=stop_ids,
-        pad_token_id=0,
-    )
-    return output[0, len(prompt) :].tolist()
 
 
 def greedy_case(number: int) -> GreedyCase:
@@ -124,7 +65,7 @@ def greedy_case(number: int) -> GreedyCase:
 
 
 @pytest.mark.parametrize("number", range(40))
-def test_greedy_tokens_are_those_of_generate(number: int) -> None:
+def test_greedy_tokens_are_those_of_generate(sample: Sample, number: int) -> None:
     case = greedy_case(number)
     expected = [huggingface_greedy(case.model, p, case.tokens, case.stop_ids) for p in case.prompts]
     rollout = sample(
@@ -149,7 +90,7 @@ def test_the_greedy_cases_hold_both_stopped_and_truncated_completions() -> None:
 
 
 @pytest.mark.parametrize("pad_id", [0, 3, 29], ids=["pad", "pad is the first stop", "pad is the last stop"])
-def test_every_stop_id_ends_a_completion_and_is_its_last_token(pad_id: int) -> None:
+def test_every_stop_id_ends_a_completion_and_is_its_last_token(sample: Sample, pad_id: int) -> None:
     stop_ids = (3, 17, 29)
     rollout = sample(tiny_model(), group_size=16, tokens=24, stop_ids=stop_ids, pad_id=pad_id)
     last = set()
@@ -165,7 +106,7 @@ def test_every_stop_id_ends_a_completion_and_is_its_last_token(pad_id: int) -> N
     assert 0 < int(rollout.truncated.sum()) < len(rollout.truncated)
 
 
-def test_a_stop_token_at_the_end_of_the_budget_is_no_truncation() -> None:
+def test_a_stop_token_at_the_end_of_the_budget_is_no_truncation(sample: Sample) -> None:
     model = tiny_model()
     first = sample(model, group_size=1, tokens=6, stop_ids=[VOCABULARY - 1])
     assert first.truncated.tolist() == [True] * 4
@@ -176,7 +117,7 @@ def test_a_stop_token_at_the_end_of_the_budget_is_no_truncation() -> None:
     assert not again.truncated[2]
 
 
-def test_stop_and_pad_ids_inside_a_prompt_end_nothing() -> None:
+def test_stop_and_pad_ids_inside_a_prompt_end_nothing(sample: Sample) -> None:
     """A chat prompt holds the stop token of every earlier turn."""
     prompts = [[3, 0, 17, 5], [0], [3, 3, 3]]
     model = tiny_model()
@@ -186,7 +127,7 @@ def test_stop_and_pad_ids_inside_a_prompt_end_nothing() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_budget_of_one_token(temperature: float) -> None:
+def test_a_budget_of_one_token(sample: Sample, temperature: float) -> None:
     model = tiny_model()
     free = sample(model, tokens=1, temperature=temperature, stop_ids=[VOCABULARY - 1])
     assert free.completion_ids.shape == (8, 1)
@@ -202,7 +143,7 @@ def test_a_budget_of_one_token(temperature: float) -> None:
 # Layout
 
 
-def test_row_i_times_g_plus_j_is_member_j_of_prompt_i() -> None:
+def test_row_i_times_g_plus_j_is_member_j_of_prompt_i(sample: Sample) -> None:
     model, noise = tiny_model(), uniforms(12, 8)
     rollout = sample(model, group_size=3, noise=noise)
     assert [list(p) for p in rollout.prompt_ids] == [p for p in PROMPTS for _ in range(3)]
@@ -223,7 +164,7 @@ def test_row_i_times_g_plus_j_is_member_j_of_prompt_i() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_tokens_depend_only_on_the_prompt_and_the_noise(family: str, temperature: float) -> None:
+def test_tokens_depend_only_on_the_prompt_and_the_noise(sample: Sample, family: str, temperature: float) -> None:
     model, noise = tiny_model(family), uniforms(8, 10, seed=1)
     together = sample(model, group_size=2, tokens=10, temperature=temperature, noise=noise)
     expected = completions(together)
@@ -243,14 +184,14 @@ def test_tokens_depend_only_on_the_prompt_and_the_noise(family: str, temperature
     assert [groups_of_three[3 * i + j] for i in range(4) for j in (0, 2)] == expected
 
 
-def test_a_smaller_budget_cuts_the_same_completion_short() -> None:
+def test_a_smaller_budget_cuts_the_same_completion_short(sample: Sample) -> None:
     model, noise = tiny_model(), uniforms(8, 12)
     long = completions(sample(model, tokens=12, noise=noise))
     short = completions(sample(model, tokens=5, noise=noise[:, :5]))
     assert short == [tokens[:5] for tokens in long]
 
 
-def test_the_global_random_state_is_neither_read_nor_changed() -> None:
+def test_the_global_random_state_is_neither_read_nor_changed(sample: Sample) -> None:
     model = tiny_model()
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
@@ -266,7 +207,7 @@ def test_the_global_random_state_is_neither_read_nor_changed() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_sampling_logprobs_are_the_scored_ones(family: str, tied: bool, temperature: float) -> None:
+def test_sampling_logprobs_are_the_scored_ones(sample: Sample, family: str, tied: bool, temperature: float) -> None:
     model = tiny_model(family, tied, seed=3)
     rollout = sample(model, group_size=4, tokens=12, temperature=temperature, stop_ids=range(0, VOCABULARY, 5))
     with torch.no_grad():
@@ -304,10 +245,10 @@ LEAKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("setting", LEAKS)
 def test_the_checkpoints_generation_config_does_not_leak_and_is_restored(setting: str, temperature: float) -> None:
     model = tiny_model()
-    expected = sample(model, temperature=temperature)
+    expected = sample_with(GenerateEngine, model, temperature=temperature)
     model.generation_config = GenerationConfig(**LEAKS[setting])
     config, before = model.generation_config, model.generation_config.to_dict()
-    assert_same(sample(model, temperature=temperature), expected)
+    assert_same(sample_with(GenerateEngine, model, temperature=temperature), expected)
     assert model.generation_config is config
     assert config.to_dict() == before
 
@@ -342,7 +283,7 @@ def breaking(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Callabl
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", broken)
-    return lambda: sample(model, tokens=5)
+    return lambda: sample_with(GenerateEngine, model, tokens=5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -357,14 +298,14 @@ def test_an_exception_leaves_mode_and_config_as_they_were(training: bool, monkey
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_it_samples_in_eval_mode_and_restores_the_mode(training: bool) -> None:
+def test_it_samples_in_eval_mode_and_restores_the_mode(sample: Sample, training: bool) -> None:
     plain = sample(tiny_model())
     model = tiny_model(attention_dropout=0.5).train(training)
     assert_same(sample(model), plain)
     assert {module.training for module in model.modules()} == {training}
 
 
-def test_no_gradient_and_none_lost_afterwards() -> None:
+def test_no_gradient_and_none_lost_afterwards(sample: Sample) -> None:
     model = tiny_model()
     rollout = sample(model)
     assert not rollout.sampling_logprobs.requires_grad
@@ -376,7 +317,7 @@ def test_no_gradient_and_none_lost_afterwards() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_the_weights_of_the_moment_are_read_under_an_outer_autocast_too() -> None:
+def test_the_weights_of_the_moment_are_read_under_an_outer_autocast_too(sample: Sample) -> None:
     """Autocast keeps its casts of the weights as long as the outermost context lasts; a step makes them stale."""
     model = tiny_model()
 

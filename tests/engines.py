@@ -1,0 +1,101 @@
+"""What the tests of the rollout engines share: tiny random policies, prompts, and comparisons of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+
+from rlvr_pl.rollout import GenerateEngine, LeanEngine, RolloutEngine, Sampling
+from rlvr_pl.types import Rollout
+
+CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
+FAMILIES = sorted(CONFIGS)
+VOCABULARY = 64
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
+STOP_IDS = (3, 17, 29)
+
+
+def tiny_model(family: str = "qwen2", tied: bool = False, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """A random policy of two layers. Norms and biases are moved away from 1 and 0, where leaving one out is unseen."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family](
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": tied,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+            **settings,
+        }
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def uniforms(rows: int, tokens: int, seed: int = 0) -> Tensor:
+    return torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed))
+
+
+def sample_with(
+    engine: RolloutEngine | type[GenerateEngine] | type[LeanEngine],
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    group_size: int = 2,
+    tokens: int = 8,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+    stop_ids: Sequence[int] = STOP_IDS,
+    pad_id: int = 0,
+    **engine_settings: Any,
+) -> Rollout:
+    """A rollout by an engine, or by a new one of a class."""
+    if noise is None and temperature > 0:
+        noise = uniforms(len(prompts) * group_size, tokens)
+    if isinstance(engine, type):
+        engine = engine(model, stop_ids, pad_id, **engine_settings)
+    return engine.generate(prompts, group_size, Sampling(tokens, temperature), noise)
+
+
+def completions(rollout: Rollout) -> list[list[int]]:
+    """The completion of each row, without its pads."""
+    return [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids, rollout.mask, strict=True)]
+
+
+def assert_same(actual: Rollout, expected: Rollout) -> None:
+    """The same tokens, and log-probabilities up to rounding."""
+    assert completions(actual) == completions(expected)
+    assert actual.truncated.tolist() == expected.truncated.tolist()
+    torch.testing.assert_close(
+        actual.sampling_logprobs[actual.mask], expected.sampling_logprobs[expected.mask], rtol=1e-5, atol=1e-5
+    )
+
+
+def huggingface_greedy(
+    model: PreTrainedModel, prompt: Sequence[int], tokens: int, stop_ids: Sequence[int] | None = None
+) -> list[int]:
+    """What ``generate()`` itself gives for one prompt alone, without any padding."""
+    output = model.generate(  # type: ignore[operator]
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=None if stop_ids is None else list(stop_ids),
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
