@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from rlvr_pl.rollout import LeanEngine, graphs, lean
-from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.graphs import GraphedStep
 from rlvr_pl.rollout.rows import Rows
 from rlvr_pl.types import Rollout
@@ -86,7 +85,6 @@ def graphed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines take the way of a GPU."""
     Replay.captured = 0
     monkeypatch.setattr(LeanEngine, "graphed", True)
-    monkeypatch.setattr(Decoder, "sees_positions", False)
     monkeypatch.setattr(graphs, "_CudaCapture", Replay)
 
 

@@ -61,11 +61,6 @@ class Decoder:
         cos, sin = self.rotary(weights.embedding, positions)  # of the embedding, only dtype and device are read
         self.cos, self.sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # (columns, 1, head size)
 
-    @property
-    def sees_positions(self) -> bool:
-        """Whether the host may look at them: on a GPU it would have to wait, and a captured step looks but once."""
-        return not self.cos.is_cuda
-
     def make_cache(self, slots: int) -> KVCache:
         """A cache of ``slots`` sequences."""
         weights = self.weights
@@ -100,7 +95,7 @@ class Decoder:
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
         return Prefilled(self._logits(last), torch.stack(keys), torch.stack(values))
 
-    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, columns: int) -> Tensor:
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, columns: int, even: bool = False) -> Tensor:
         """Read one more token of the first n rows of the cache.
 
         Args:
@@ -108,14 +103,17 @@ class Decoder:
             positions: (n,) int64, the column of each row's token, all of them under ``columns``.
             cache: is written at ``positions`` and read up to there.
             columns: how many columns attention must look at.
+            even: whether all rows hold just that many, so that none of them needs a mask.
 
         Returns:
             Logits of the next token, (n, V) float32.
         """
         rows = len(tokens)
         cells = torch.arange(rows, device=tokens.device) * cache.columns + positions
-        look = self._attend_varlen if reads_by_length(cache) else self._attend_masked
-        attend_cache = look(positions, cache, columns)
+        if reads_by_length(cache):
+            attend_cache = self._attend_varlen(positions, cache)
+        else:
+            attend_cache = self._attend_columns(positions, cache, columns, even)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.write_token(layer, cells, k, v)
@@ -123,20 +121,21 @@ class Decoder:
 
         return self._logits(self._layers(tokens, self.cos[positions], self.sin[positions], attend))
 
-    def _attend_masked(self, positions: Tensor, cache: KVCache, columns: int) -> Callable[[int, Tensor], Tensor]:
+    def _attend_columns(
+        self, positions: Tensor, cache: KVCache, columns: int, even: bool
+    ) -> Callable[[int, Tensor], Tensor]:
         """Attention over the first columns of all rows, with those behind a row's position masked.
 
-        The queries that share a key head stand as if they were so many tokens, which spares kernels that take no mask
-        with grouped heads, and time. Where nothing is masked they do not, to round as Hugging Face does then.
+        Under a mask the queries that share a key head stand as if they were so many tokens: a GPU's kernels take a mask
+        or grouped heads, not both, and a CPU's is called less often. Without one, all is as in Hugging Face's decoding.
         """
         rows = len(positions)
-        if not (self.sees_positions and bool((positions == columns - 1).all())):
+        mask, tokens = None, 1
+        if not even:
             hidden = torch.arange(columns, device=positions.device) > positions.unsqueeze(1)
             mask = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=positions.device)
             mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
             tokens = self.heads // self.kv_heads
-        else:
-            mask, tokens = None, 1
 
         def attend(layer: int, q: Tensor) -> Tensor:
             attended = F.scaled_dot_product_attention(
@@ -144,13 +143,13 @@ class Decoder:
                 cache.keys[layer, :rows, :columns].transpose(1, 2),
                 cache.values[layer, :rows, :columns].transpose(1, 2),
                 attn_mask=mask,
-                enable_gqa=tokens == 1,
+                enable_gqa=mask is None,
             )
             return attended.reshape(rows, -1)
 
         return attend
 
-    def _attend_varlen(self, positions: Tensor, cache: KVCache, columns: int) -> Callable[[int, Tensor], Tensor]:
+    def _attend_varlen(self, positions: Tensor, cache: KVCache) -> Callable[[int, Tensor], Tensor]:
         """Attention that reads of each row just what it holds; needs neither a mask nor a bound on the columns."""
         rows = len(positions)
         boundaries = torch.arange(rows + 1, dtype=torch.int32, device=positions.device)

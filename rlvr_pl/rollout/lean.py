@@ -110,8 +110,8 @@ class LeanEngine:
                 for _ in range(_STEPS_UNSEEN if self.graphed else 1):
                     self.step(rows.count, min(rows.columns, call.columns), temperature)
                     rows.advance()
-                moved_from, moved_to = rows.retire()
-                self.cache.move(moved_from, moved_to, min(rows.columns, call.columns))
+                sources, targets = rows.retire()
+                self.cache.move(sources, targets, min(rows.columns, call.columns))
                 self._report(call)
             tokens, mask, logprobs = self.output.read(call.sequences, budget)
         is_stop = torch.isin(tokens, self._tensor(self.stop_ids)) & mask
@@ -191,7 +191,8 @@ class LeanEngine:
     def _decode(self, count: int, columns: int, temperature: float) -> None:
         """One token more for each of the first rows: decode, sample."""
         live = slice(0, count)
-        logits = self.decoder.step(self.rows.token[live], self.rows.position[live], self.cache, columns)
+        even = not self.graphed and self.rows.even  # a captured step serves rows of any lengths
+        logits = self.decoder.step(self.rows.token[live], self.rows.position[live], self.cache, columns, even)
         self.rows.choose(live, logits, temperature)
 
     @property

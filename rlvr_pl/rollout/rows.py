@@ -79,6 +79,12 @@ class Rows:
         """How many columns of the cache the next step must look at."""
         return int(self._columns[: self.count].max(initial=0))
 
+    @property
+    def even(self) -> bool:
+        """Whether all live rows hold equally many tokens."""
+        live = self._columns[: self.count]
+        return bool((live == live[:1]).all())
+
     def admit(self, sequences: Sequence[int], prompt_lengths: Sequence[int], budget: int) -> slice:
         """Give sequences the rows behind the live ones; their prompts have been read and no token chosen yet."""
         rows = slice(self.count, self.count + len(sequences))
