@@ -171,6 +171,11 @@ def test_unfinished_and_failed_runs(sound: tuple[Study, Outcomes]) -> None:
     assert unfinished.text.startswith("GSPO seed 4: training; GRPO seed 1: failed. ")
     assert few.title == "Fewer than 5 seeds"
     assert few.text.startswith("Finished runs: GSPO 4; GRPO 4. ")
+    assert "p-values are too small" not in few.text
+    fewest = with_runs(study, "state", {("GRPO", seed): "training" for seed in (0, 1, 2)})
+    _, few = find_guards(fewest, collect_outcomes(fewest))
+    assert few.text.startswith("Finished runs: GRPO 2. ")
+    assert "With two, p-values are too small as well" in few.text
 
 
 def test_runs_that_answered_other_questions(sound: tuple[Study, Outcomes]) -> None:

@@ -217,6 +217,10 @@ def test_a_paired_comparison_worked_by_hand() -> None:
     c4 = math.sqrt(2 / df) * special.gamma((df + 1) / 2) / special.gamma(df / 2)
     assert stats.nct.sf(quantile, df, result.detectable * c4 / error) == pytest.approx(0.8, abs=1e-6)
     assert gain(B, A) == result.difference
+    of_three = compare_pair(A, B, pairs=3)  # the first step of Holm's procedure tests at a third of the level
+    strict_quantile = float(stats.t.ppf(1 - 0.025 / 3, df))
+    assert stats.nct.sf(strict_quantile, df, of_three.detectable * c4 / error) == pytest.approx(0.8, abs=1e-6)
+    assert (of_three.difference, of_three.p_value) == (result.difference, result.p_value)
 
 
 def test_without_a_part_of_the_questions_it_is_a_t_test_over_runs() -> None:

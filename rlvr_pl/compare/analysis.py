@@ -120,13 +120,15 @@ def _arm(outcomes: Outcomes, arm: str) -> ArmResult:
 
 
 def _pairs(outcomes: Outcomes, metric: str) -> list[PairResult]:
+    common = {
+        (a, b): sorted(set(outcomes.seeds[a]) & set(outcomes.seeds[b])) for a, b in combinations(outcomes.arms, 2)
+    }
+    common = {pair: seeds for pair, seeds in common.items() if seeds}
     found = []
-    for a, b in combinations(outcomes.arms, 2):
-        seeds = sorted(set(outcomes.seeds[a]) & set(outcomes.seeds[b]))
-        if seeds:
-            of_a = outcomes.final[a, metric][outcomes.rows(a, seeds)]
-            of_b = outcomes.final[b, metric][outcomes.rows(b, seeds)]
-            found.append((a, b, seeds, compare_pair(of_a, of_b)))
+    for (a, b), seeds in common.items():
+        of_a = outcomes.final[a, metric][outcomes.rows(a, seeds)]
+        of_b = outcomes.final[b, metric][outcomes.rows(b, seeds)]
+        found.append((a, b, seeds, compare_pair(of_a, of_b, pairs=len(common))))
     corrected = holm([comparison.p_value for *_, comparison in found])
     return [PairResult(a, b, metric, s, c, p) for (a, b, s, c), p in zip(found, corrected, strict=True)]
 

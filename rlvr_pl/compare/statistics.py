@@ -73,7 +73,7 @@ class PairedComparison:
     difference: Estimate  # mean(a) − mean(b), over new seeds and new questions
     p_value: float  # two-sided, of no difference
     probability_of_improvement: Estimate  # that a new run of a beats a new run of b on these questions
-    detectable: float  # the smallest true difference found with 80 % power at α = .05
+    detectable: float  # the smallest true difference found with 80 % power, after correction for the other pairs
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,18 @@ class _Mean:
             return float(self.value == 0)
         return float(2 * special.stdtr(self.df, -abs(self.value) / math.sqrt(self.variance)))
 
-    def detectable(self) -> float:
+    def detectable(self, alpha: float) -> float:
         """From the noncentral t distribution, without the other tail (under 1e-6). The standard error is divided by c4,
         its mean in units of the true one: with two degrees of freedom it is 11 % too small."""
         if not self.variance > 0:
             return math.nan
-        noncentrality = special.nctdtrinc(self.df, 1 - POWER, _t_quantile(self.df))
+        noncentrality = special.nctdtrinc(self.df, 1 - POWER, _t_quantile(self.df, alpha))
         c4 = math.sqrt(2 / self.df) * special.poch(self.df / 2, 0.5)
         return float(noncentrality * math.sqrt(self.variance) / c4)
 
 
-def _t_quantile(df: float) -> float:
-    return float(special.stdtrit(df, 1 - ALPHA / 2))
+def _t_quantile(df: float, alpha: float = ALPHA) -> float:
+    return float(special.stdtrit(df, 1 - alpha / 2))
 
 
 def _mean(x: Array) -> _Mean:
@@ -247,7 +247,7 @@ def format_and_reasoning(
     )
 
 
-def compare_pair(a: ArrayLike, b: ArrayLike) -> PairedComparison:
+def compare_pair(a: ArrayLike, b: ArrayLike, pairs: int = 1) -> PairedComparison:
     """Arm a against arm b, paired over seeds and questions.
 
     Where the arms answered every question alike in every run there is no noise to measure: the difference is 0 in
@@ -256,6 +256,8 @@ def compare_pair(a: ArrayLike, b: ArrayLike) -> PairedComparison:
     Args:
         a: (S, Q).
         b: (S, Q); row s is the run with the same seed as a's row s.
+        pairs: in the family that :func:`holm` corrects over. The detectable difference is one that is found whatever
+            the other pairs give: at α/pairs, where Holm's procedure begins.
     """
     x, y = _pair(a, b)
     mean = _mean(x - y)
@@ -263,7 +265,7 @@ def compare_pair(a: ArrayLike, b: ArrayLike) -> PairedComparison:
         difference=mean.interval(),
         p_value=mean.p_value(),
         probability_of_improvement=_probability_of_improvement(x.mean(axis=1), y.mean(axis=1)),
-        detectable=mean.detectable(),
+        detectable=mean.detectable(ALPHA / pairs),
     )
 
 

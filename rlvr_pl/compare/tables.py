@@ -93,7 +93,8 @@ def pair_table(analysis: Analysis) -> Table:
     caption = (
         "Differences in final accuracy, in points, paired over seeds and questions, with 95 % intervals. p (Holm): "
         "corrected over the pairs. P(better): probability in percent that a run of the first beats one of the second. "
-        "Detectable: the smallest true difference, in points, that these runs would have found with 80 % power."
+        "Detectable: the smallest true difference, in points, that these runs would have found with 80 % power, Holm's "
+        "correction included."
     )
     columns = ["pair", "accuracy", "seeds", "difference", "p", "p (Holm)", "P(better)", "detectable"]
     return Table(caption, columns, rows, labels=2)

@@ -1,0 +1,29 @@
+"""The reference comparisons that come with the project, and what the README says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlvr_pl.compare.analysis import analyse
+from rlvr_pl.compare.study import load_study
+from rlvr_pl.compare.tables import accuracy_table, pair_table
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "lightning_logs" / "reference"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_results_of_the_embedded_comparison() -> None:
+    study = load_study(REFERENCE / "compare_embedded")
+    assert study.problems == []
+    assert len(study.finished) == 15
+    analysis = analyse(study)
+    for method, accuracy, _, initial, final, gain, _ in accuracy_table(analysis).rows:
+        assert f"| {method} | {accuracy} | {initial} | {final} | {gain} |" in README
+    pairs = [row for row in pair_table(analysis).rows if row[1] == "strict"]
+    text = " ".join(README.split())
+    for pair, _, _, difference, *_ in pairs:
+        assert f"{pair} {difference}" in text.replace("is ", "").replace(" points", "")
+    assert all(pair.holm == pytest.approx(1.0) for pair in analysis.pairs_by("strict"))
