@@ -16,12 +16,7 @@ from tests.support import make_tiny_policy, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OBJECTIVES = {"grpo": "GRPO", "dr_grpo": "DrGRPO", "gspo": "GSPO"}
-COMPARISONS = {
-    "compare": 15,
-    "compare_embedded": 15,
-    "compare_published": 3,
-    "compare_aa": 10,
-}  # and how many runs each has
+COMPARISONS = {"compare": 15, "compare_embedded": 15, "compare_published": 3}  # and how many runs each has
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +144,15 @@ def test_a_comparison_s_arms_differ_in_the_objective_alone(name: str, monkeypatc
     expected = ({0.04}, {0.1}) if name == "compare_published" else ({0.0}, {3e-4, 4e-4, 0.2})
     values = [{loss[key] for loss in losses.values() for key in keys} for keys in (beta, clip)]
     assert tuple(values) == expected, "one beta; each objective's own clip range, or the published one in all arms"
+
+
+def test_the_aa_study_runs_one_objective_of_the_embedded_comparison_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    study = load_comparison(CONFIGS / "compare_aa.yaml")
+    assert len(study.runs()) == 10
+    first, second = study.resolve().values()
+    assert second == first | {"seed_offset": 1000}
+    assert first == load_comparison(CONFIGS / "compare_embedded.yaml").resolve()["GSPO"]
 
 
 def test_a_run_of_the_embedded_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,7 +242,7 @@ def test_chunks_change_nothing(positions: int, bias: bool, monkeypatch: pytest.M
     assert sizes == [min(size, 26 - start) for start in range(0, 26, size)]
     actual = gradients(model, (weight * chunked.logprobs).sum())
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(chunked.entropy, whole.entropy, rtol=0, atol=1e-6)
+    torch.testing.assert_close(chunked.entropy, whole.entropy, rtol=0, atol=5e-6)  # of 4 nats: rounding
     assert_gradients(actual, expected, atol=1e-5)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rlvr_pl.compare.analysis import analyse
+from rlvr_pl.compare.statistics import Estimate
 from rlvr_pl.compare.study import load_study
 from rlvr_pl.compare.tables import accuracy_table, pair_table
+from rlvr_pl.compare.words import p_value, with_interval
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "lightning_logs" / "reference"
@@ -27,3 +30,11 @@ def test_the_readme_shows_the_results_of_the_embedded_comparison() -> None:
     for pair, _, _, difference, *_ in pairs:
         assert f"{pair} {difference}" in text.replace("is ", "").replace(" points", "")
     assert all(pair.holm == pytest.approx(1.0) for pair in analysis.pairs_by("strict"))
+
+
+def test_the_readme_shows_the_result_of_the_aa_study() -> None:
+    pairs = pd.read_csv(REFERENCE / "compare_aa" / "data" / "pairs.csv").set_index("metric")
+    strict = pairs.loc["strict"]
+    difference = with_interval(Estimate(strict["difference"], strict["low"], strict["high"]), signed=True)
+    assert f"{difference}, p = {p_value(strict['p'])}" in " ".join(README.split()).replace(" points", "")
+    assert (pairs["p"] > 0.05).all()
