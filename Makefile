@@ -14,7 +14,7 @@ $(READY): requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-quickstart: $(READY) ## train GSPO on the embedded default: about 4 minutes on two cores
+quickstart: $(READY) ## train GSPO on the embedded default: about 2 minutes on two cores
 	$(BIN)/python -m rlvr_pl fit --config configs/quickstart.yaml
 
 test: $(READY) ## run the whole test suite
@@ -31,7 +31,7 @@ notebooks: $(READY) ## execute the notebooks again and save them with their outp
 embedded: $(READY) ## make the embedded model again: about 25 minutes on two cores
 	$(BIN)/python -m rlvr_pl.embedded.pretrain
 
-benchmark: $(READY) ## time the reward functions and the rollout engine: about 15 minutes on two cores
+benchmark: $(READY) ## time the reward functions and the rollout engine: about 30 minutes on two cores
 	$(BIN)/python benchmarks/rewards.py
 	$(BIN)/python benchmarks/rollout.py
 
