@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from rlvr_pl.atomic import whole_file
 
 Record = Mapping[str, Any]
 
@@ -20,9 +21,8 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write one JSON object a line, ordered by question and sample; all of the file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda r: (r["question"], r["sample"]))
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ordered), encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ordered), encoding="utf-8")
 
 
 def read_records(path: Path) -> list[Record]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from rlvr_pl.types import ConfigError
 
 CHECKPOINTS = "checkpoints"
+RUN_FILE = "run.json"
 LAST, BEST = "last.ckpt", "best.ckpt"
 BEST_MODEL = "best_model"
 

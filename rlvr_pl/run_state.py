@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,11 +12,12 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rlvr_pl.atomic import whole_file
 from rlvr_pl.callbacks import Interrupted
 from rlvr_pl.environment import describe_environment
+from rlvr_pl.run import RUN_FILE
 from rlvr_pl.types import PromptBatch
 
-RUN_FILE = "run.json"
 State = Literal["baseline", "training", "testing", "finished", "interrupted", "failed"]
 
 
@@ -150,6 +150,5 @@ class RecordRunState(Callback):
         self.run.updated = datetime.now(UTC).isoformat(timespec="seconds")
         if self._path is None:
             return
-        unfinished = self._path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(asdict(self.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, self._path)
+        with whole_file(self._path) as file:
+            file.write_text(json.dumps(asdict(self.run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

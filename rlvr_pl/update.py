@@ -99,13 +99,11 @@ def empty_micro_batch(rollout: Rollout) -> MicroBatch:
 class UpdateStats:
     """Diagnostics of an update, summed over its micro-batches: means over what was summed, never means of means."""
 
-    _SUMS = (
-        *("ratio", "clipped_low", "clipped_high", "elements", "kl", "kl_ref", "entropy", "tokens"),
-        *("mismatch", "rescored"),
-    )
+    _SUMS = ("ratio", "clipped_low", "clipped_high", "elements", "kl", "kl_ref", "entropy", "tokens")
+    _MISMATCH_SUMS = ("mismatch", "rescored")
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(self._SUMS), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self._SUMS + self._MISMATCH_SUMS), dtype=torch.float64, device=device)
         self.maxima = torch.zeros(2, dtype=torch.float64, device=device)  # ratio, mismatch
         self.grad_norms: list[float] = []
 
@@ -127,10 +125,8 @@ class UpdateStats:
             kl_ref,
             masked(entropy, inputs.mask),
             inputs.mask,
-            torch.zeros(()),
-            torch.zeros(()),
         )
-        self.sums += torch.stack([v.sum(dtype=torch.float64).to(self.sums.device) for v in values])
+        self.sums[: len(values)] += torch.stack([v.sum(dtype=torch.float64).to(self.sums.device) for v in values])
         self.maxima[0] = torch.maximum(self.maxima[0], output.ratio[elements].max())
 
     @torch.no_grad()
@@ -144,7 +140,7 @@ class UpdateStats:
 
     def means(self) -> dict[str, float]:
         """The logged values. A ratio counts once per token or once per sequence, as the objective has it."""
-        sums = dict(zip(self._SUMS, self.sums.tolist(), strict=True))
+        sums = self._named_sums()
         elements, tokens = max(sums["elements"], 1), max(sums["tokens"], 1)
         return {
             "ratio_mean": sums["ratio"] / elements,
@@ -159,5 +155,8 @@ class UpdateStats:
 
     def logprob_mismatch(self) -> tuple[float, float]:
         """|log π_old − log π_sampled| of the tokens that learn, mean and maximum: rounding, where all is well."""
-        sums = dict(zip(self._SUMS, self.sums.tolist(), strict=True))
+        sums = self._named_sums()
         return sums["mismatch"] / max(sums["rescored"], 1), float(self.maxima[1])
+
+    def _named_sums(self) -> dict[str, float]:
+        return dict(zip(self._SUMS + self._MISMATCH_SUMS, self.sums.tolist(), strict=True))

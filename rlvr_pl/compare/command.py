@@ -143,8 +143,8 @@ def write_report(folder: Path) -> None:
 def dry_run(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload]) -> None:
     """Print what ``compare`` would do, then measure a rollout and say how long it would take."""
     console = Console()
-    print_plan(comparison, runs, workloads, console)
     states = {run: plan_of(run) for run in runs}
+    print_plan(comparison, states, workloads, console)
     undone = [run for run, plan in states.items() if plan != "finished"]
     if not undone:
         console.print("Nothing is left to run.")
@@ -184,13 +184,14 @@ def plan_of(run: Run) -> str:
 
 
 def print_plan(
-    comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload], console: Console
+    comparison: Comparison, states: Mapping[Run, str], workloads: Mapping[str, Workload], console: Console
 ) -> None:
     """Arms × seeds, each arm's budget, and how to run one of them by hand."""
+    runs = list(states)
     plan = Table(title=f"{comparison.folder}: {len(runs)} runs")
     by_state: dict[str, list[Run]] = {}
-    for run in runs:
-        by_state.setdefault(plan_of(run), []).append(run)
+    for run, state in states.items():
+        by_state.setdefault(state, []).append(run)
     for column in ("arm", *(f"seeds: {state}" for state in by_state)):
         plan.add_column(column)
     for column in ("rollouts", "samples", "optimizer steps"):

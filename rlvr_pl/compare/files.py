@@ -19,6 +19,7 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
 from rlvr_pl.compare.layout import flatten
+from rlvr_pl.run import RUN_FILE
 
 # The completion's text, most of a file, is left out; so is `extracted`.
 _RECORD_COLUMNS = {
@@ -127,7 +128,7 @@ def _written(file: Path) -> tuple[int, int]:
 
 def read_state(folder: Path) -> tuple[dict[str, Any], str | None]:
     """``run.json``, and what is wrong with it. A run made before there was one has none, which is not wrong."""
-    path = folder / "run.json"
+    path = folder / RUN_FILE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

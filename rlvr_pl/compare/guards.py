@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rlvr_pl.compare.outcomes import Outcomes
-from rlvr_pl.compare.study import Study
+from rlvr_pl.compare.study import Study, updates_per_rollout
 
 FEW_SEEDS = 5
 CEILING, FLOOR = 0.95, 0.05  # final accuracies beyond which an arm has no room to differ
@@ -57,7 +57,7 @@ def _same_gradient(study: Study) -> Iterator[Guard]:
         elif _gradient(first) == _gradient(second):
             why = (
                 "with one update per rollout the ratio is always 1, where their losses have the same gradient"
-                if _updates(first) == 1
+                if updates_per_rollout(first) == 1
                 else "with one advantage per sequence their losses have the same gradient"
             )
             yield Guard(
@@ -71,18 +71,13 @@ def _gradient(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a gradient depends on, objectives of one gradient under one name."""
     name = str(settings.get("model.loss.class_path", settings.get("model.loss")))
     ours = name.startswith("rlvr_pl.losses.") or "." not in name  # of a stranger's objective nothing is known
-    on_policy = ours and _updates(settings) == 1
+    on_policy = ours and updates_per_rollout(settings) == 1
     if ours:
         name = name.rpartition(".")[2]
         name = (_ON_POLICY_TWINS if on_policy else _TWINS).get(name, name)
     inert = ("clip_low", "clip_high") if on_policy else ()
     rest = {k: v for k, v in settings.items() if k not in ("model.loss", "model.loss.class_path")}
     return {"loss": name} | {k: v for k, v in rest.items() if not (k.startswith("model.loss.") and k.endswith(inert))}
-
-
-def _updates(settings: dict[str, Any]) -> Any:
-    minibatches = settings.get("model.minibatches_per_rollout")
-    return None if minibatches is None else minibatches * settings.get("model.epochs_per_rollout", 1)
 
 
 def _values(study: Study, arm: str, tag: str) -> pd.Series:
@@ -93,7 +88,8 @@ def _values(study: Study, arm: str, tag: str) -> pd.Series:
 def _ratio_was_one(study: Study, arm: str) -> bool:
     """0 is what a rollout without any gradient logs."""
     largest = _values(study, arm, "train/ratio_max")
-    return bool(len(largest) and largest.max() == 1.0 and _updates(study.settings.get(arm, {})) in (1, None))
+    updates = updates_per_rollout(study.settings.get(arm, {}))
+    return bool(len(largest) and largest.max() == 1.0 and not updates > 1)
 
 
 def _inert_objective(study: Study) -> Iterator[Guard]:

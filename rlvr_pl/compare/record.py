@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlvr_pl.atomic import whole_file
 from rlvr_pl.compare.layout import COMPARISON_FILE
 from rlvr_pl.compare.lock import locked
 from rlvr_pl.compare.plan import Comparison, Flat, Run
@@ -42,9 +42,8 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
             "allow_unequal_budgets": comparison.allow_unequal_budgets,
             "resolved": {arm: resolved.get(arm) or old["resolved"][arm] for arm in arms},
         }
-        unfinished = comparison.folder / "comparison.unfinished"
-        unfinished.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(unfinished, comparison.folder / COMPARISON_FILE)
+        with whole_file(comparison.folder / COMPARISON_FILE) as file:
+            file.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def read_comparison(folder: Path) -> dict[str, Any] | None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rlvr_pl.atomic import whole_file
 from rlvr_pl.compare import figures, tables
 from rlvr_pl.compare.analysis import Analysis, analyse, tidy_pairs, tidy_summary
 from rlvr_pl.compare.examples import find_examples
@@ -110,7 +109,7 @@ def write_report(folder: Path) -> Path:
     )
     environment.filters |= {"cell": _markdown_cell, "prose": _markdown_prose, "fence": _fence}
     for name in (MARKDOWN, HTML):
-        with _whole(folder / name) as file:
+        with whole_file(folder / name) as file:
             file.write_text(environment.get_template(f"{name}.j2").render(context), encoding="utf-8")
     return folder / HTML
 
@@ -175,20 +174,12 @@ def _write_frame(folder: Path, name: str, frame: pd.DataFrame) -> Iterator[str]:
     """As parquet and as CSV, the latter compressed where it is long."""
     csv, stale = (f"{name}.csv.gz", f"{name}.csv") if len(frame) > _BIG else (f"{name}.csv", f"{name}.csv.gz")
     compression: Any = {"method": "gzip", "mtime": 0} if csv.endswith(".gz") else None  # the same data, the same bytes
-    with _whole(folder / f"{name}.parquet") as file:
+    with whole_file(folder / f"{name}.parquet") as file:
         frame.to_parquet(file, index=False)
-    with _whole(folder / csv) as file:
+    with whole_file(folder / csv) as file:
         frame.to_csv(file, index=False, compression=compression)
     (folder / stale).unlink(missing_ok=True)
     yield from (f"{DATA}/{name}.parquet", f"{DATA}/{csv}")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write, which takes its place when it is whole: somebody may be reading the last one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    yield unfinished
-    os.replace(unfinished, path)
 
 
 # Pictures
@@ -266,7 +257,7 @@ def _write_pictures(folder: Path, pictures: Any) -> None:
     written = set()
     for picture in every(pictures):
         path = folder / picture.file
-        with _whole(path) as file:
+        with whole_file(path) as file:
             file.write_bytes(picture.png)
         written.add(path)
     for stale in set((folder / FIGURES).glob("*.png")) - written:

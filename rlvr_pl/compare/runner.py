@@ -20,7 +20,8 @@ from rlvr_pl.compare.lock import try_lock
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Display, Row, Workload, estimate, total_seconds
 from rlvr_pl.environment import available_cores
-from rlvr_pl.run_state import RUN_FILE, read_run_state
+from rlvr_pl.run import RUN_FILE
+from rlvr_pl.run_state import read_run_state
 
 OUTPUT = "output.log"
 _POLL_SECONDS = 0.2

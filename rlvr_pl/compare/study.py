@@ -16,7 +16,7 @@ import yaml
 
 from rlvr_pl.compare.files import read_config, read_evaluation, read_scalars, read_state
 from rlvr_pl.compare.layout import COMPARISON_FILE, flatten
-from rlvr_pl.run import BEST_MODEL
+from rlvr_pl.run import BEST_MODEL, RUN_FILE
 from rlvr_pl.types import ConfigError
 
 EVALUATION_COLUMNS = [
@@ -133,7 +133,7 @@ def _run_folders(folder: Path) -> list[Path]:
     """Every folder with a run in it, in an order in which version_10 comes after version_9."""
     found = []
     for path, names, files in os.walk(folder):
-        if "config.yaml" in files or "run.json" in files or "evaluations" in names:
+        if "config.yaml" in files or RUN_FILE in files or "evaluations" in names:
             found.append(Path(path))
             names.clear()
         names[:] = [name for name in names if not name.startswith(".")]
@@ -235,7 +235,7 @@ def _describe(
         "max_rollouts": planned,
         "samples": curves["samples"].max(),
         "completion_tokens": curves["completion_tokens"].max(),
-        "optimizer_steps": done * _updates_per_rollout(config),
+        "optimizer_steps": done * updates_per_rollout(config),
         "train_seconds": curves["train_seconds"].max(),
         "wall_seconds": None,
         "best_rollout": best,
@@ -250,7 +250,8 @@ def _describe(
     return row
 
 
-def _updates_per_rollout(config: dict[str, Any]) -> float:
+def updates_per_rollout(config: dict[str, Any]) -> float:
+    """Optimizer steps; NaN where the configuration does not say."""
     return config.get("model.minibatches_per_rollout", float("nan")) * config.get("model.epochs_per_rollout", 1)
 
 
