@@ -539,6 +539,7 @@ def test_what_was_made_in_inference_mode_serves_outside_of_it() -> None:
         evaluated = sample_again(engine, group_size=3)
         assert torch.is_inference_mode_enabled()
     trained = sample_again(engine)
+    assert not any(t.is_inference() for t in vars(trained).values() if isinstance(t, Tensor))
     assert_same(trained, sample(model))
     with torch.inference_mode():
         assert_same(sample_again(engine, group_size=3), evaluated)

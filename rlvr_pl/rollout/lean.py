@@ -22,7 +22,7 @@ from rlvr_pl.rollout.sampling import Sampling
 from rlvr_pl.rollout.weights import DecoderWeights, addresses
 from rlvr_pl.types import Rollout, masked
 
-_PREFILL_TOKENS = 16384  # prompt tokens that are read together: bounds the activations
+_PREFILL_TOKENS = 2048  # prompt tokens that are read together: more would not fit a CPU's cache, fewer idle a GPU
 _COLUMN_BLOCK = 128  # the cache has whole blocks of columns, so that a somewhat longer prompt still fits
 _REFILLS = 8  # a refill waits until this part of the slots is free
 _STEPS_UNSEEN = 8  # decode steps on a GPU before the host looks for finished rows, for which it has to wait
@@ -90,30 +90,15 @@ class LeanEngine:
     ) -> Rollout:
         """Sample ``group_size`` completions of each prompt; see the interface."""
         call = _Call(prompts, group_size, sampling)
-        budget, temperature = sampling.max_completion_tokens, sampling.temperature
-        if temperature > 0 and (noise is None or noise.shape != (call.sequences, budget)):
+        expected = (call.sequences, sampling.max_completion_tokens)
+        if sampling.temperature > 0 and (noise is None or noise.shape != expected):
             given = "none" if noise is None else f"{tuple(noise.shape)}"
-            raise ValueError(f"sampling needs noise of shape {(call.sequences, budget)}; there is {given}")
+            raise ValueError(f"sampling needs noise of shape {expected}; there is {given}")
         dtype = self._compute_dtype()
         with torch.autocast(self.policy.device.type, enabled=False):  # the decoder says itself what is rounded where
             self._prepare(call, dtype)
-            self.output.reset(noise)
-            rows = self.rows
-            while call.waiting or rows.count:
-                for part in self._admissible(call):
-                    prefilled = self._prefill(call, list(part))
-                    sequences = [s for of_prompt in part.values() for s in of_prompt]
-                    admitted = rows.admit(sequences, [len(prompts[s // group_size]) for s in sequences], budget)
-                    members = self._tensor([i for i, of_prompt in enumerate(part.values()) for _ in of_prompt])
-                    self.cache.write_prompts(admitted.start, prefilled.keys, prefilled.values, members)
-                    rows.choose(admitted, prefilled.logits[members], temperature)
-                for _ in range(_STEPS_UNSEEN if self.graphed else 1):
-                    self.step(rows.count, min(rows.columns, call.columns), temperature)
-                    rows.advance()
-                sources, targets = rows.retire()
-                self.cache.move(sources, targets, min(rows.columns, call.columns))
-                self._report(call)
-            tokens, mask, logprobs = self.output.read(call.sequences, budget)
+            self._complete(call, noise)
+        tokens, mask, logprobs = self.output.read(*expected)
         is_stop = torch.isin(tokens, self._tensor(self.stop_ids)) & mask
         return Rollout(
             prompt_ids=[prompt for prompt in prompts for _ in range(group_size)],
@@ -122,6 +107,26 @@ class LeanEngine:
             sampling_logprobs=masked(logprobs, mask),
             truncated=~is_stop.any(dim=1),
         )
+
+    @torch.inference_mode()  # a call of an operator costs less in it, and a small policy's step is mostly calls
+    def _complete(self, call: _Call, noise: Tensor | None) -> None:
+        """Admit, prefill, decode, sample and retire until every sequence has ended."""
+        rows, budget, temperature = self.rows, call.sampling.max_completion_tokens, call.sampling.temperature
+        self.output.reset(noise)
+        while call.waiting or rows.count:
+            for part in self._admissible(call):
+                prefilled = self._prefill(call, list(part))
+                sequences = [s for of_prompt in part.values() for s in of_prompt]
+                admitted = rows.admit(sequences, [len(call.prompts[s // call.group_size]) for s in sequences], budget)
+                members = self._tensor([i for i, of_prompt in enumerate(part.values()) for _ in of_prompt])
+                self.cache.write_prompts(admitted.start, prefilled.keys, prefilled.values, members)
+                rows.choose(admitted, prefilled.logits[members], temperature)
+            for _ in range(_STEPS_UNSEEN if self.graphed else 1):
+                self.step(rows.count, min(rows.columns, call.columns), temperature)
+                rows.advance()
+            sources, targets = rows.retire()
+            self.cache.move(sources, targets, min(rows.columns, call.columns))
+            self._report(call)
 
     def _admissible(self, call: _Call) -> Iterator[dict[int, list[int]]]:
         """The waiting sequences that get the free slots, by their prompt, in parts that are read together.
