@@ -240,20 +240,29 @@ def test_generate_reports_each_part_and_counts_no_pads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "is_cuda", "capability", "expected"),
+    ("dtype", "is_cuda", "capability", "head_size", "expected"),
     [
-        (torch.bfloat16, True, (9, 0), True),
-        (torch.float16, True, (8, 0), True),
-        (torch.float32, True, (9, 0), False),
-        (torch.float16, True, (7, 5), False),  # the kernel needs an Ampere GPU
-        (torch.bfloat16, False, (9, 0), False),
+        (torch.bfloat16, True, (9, 0), 128, True),
+        (torch.float16, True, (8, 0), 8, True),
+        (torch.float32, True, (9, 0), 128, False),
+        (torch.float16, True, (7, 5), 128, False),  # the kernel needs an Ampere GPU
+        (torch.bfloat16, True, (9, 0), 256, True),
+        (torch.bfloat16, True, (9, 0), 264, False),
+        (torch.bfloat16, True, (9, 0), 100, False),  # no multiple of 8
+        (torch.bfloat16, False, (9, 0), 128, False),
     ],
 )
 def test_attention_reads_by_length_where_the_kernel_exists(
-    dtype: torch.dtype, is_cuda: bool, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    is_cuda: bool,
+    capability: tuple[int, int],
+    head_size: int,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    cache: Any = types.SimpleNamespace(keys=types.SimpleNamespace(dtype=dtype, is_cuda=is_cuda, device="cuda:0"))
+    keys = types.SimpleNamespace(dtype=dtype, is_cuda=is_cuda, device="cuda:0", shape=(28, 256, 640, 2, head_size))
+    cache: Any = types.SimpleNamespace(keys=keys)
     assert reads_by_length(cache) == expected
 
     def without_lengths(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class KVCache:
         # Zeros: what a mask hides must still be finite, for 0 · NaN is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers = list(zip(self.keys, self.values, strict=True))  # views: an index less at each token
         self.slots, self.columns = slots, columns
 
     def write_prompts(self, first: int, keys: Tensor, values: Tensor, members: Tensor) -> None:
@@ -41,16 +42,17 @@ class KVCache:
             for layer, prompts in zip(ours, theirs, strict=True):  # one by one: a copy takes memory of its own
                 layer[rows, :columns] = prompts[members]
 
-    def write_token(self, layer: int, cells: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write_token(self, layer: int, cells: tuple[Tensor, Tensor], keys: Tensor, values: Tensor) -> None:
         """Write one token of each of n rows.
 
         Args:
             layer: index.
-            cells: (n,) int64, slot · columns + column.
+            cells: slots and columns, (n,) int64 each.
             keys, values: (n, kv heads, head size).
         """
-        self.keys[layer].flatten(0, 1).index_copy_(0, cells, keys)
-        self.values[layer].flatten(0, 1).index_copy_(0, cells, values)
+        ours, theirs = self.layers[layer]
+        ours.index_put_(cells, keys)
+        theirs.index_put_(cells, values)
 
     def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Copy the first ``columns`` of some slots to others."""

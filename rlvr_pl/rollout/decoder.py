@@ -60,6 +60,7 @@ class Decoder:
         positions = torch.arange(columns, device=weights.embedding.device).unsqueeze(0)
         cos, sin = self.rotary(weights.embedding, positions)  # of the embedding, only dtype and device are read
         self.cos, self.sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # (columns, 1, head size)
+        self.sin[..., : self.head_size // 2].neg_()  # the sign of rotation, once rather than at each token
 
     def make_cache(self, slots: int) -> KVCache:
         """A cache of ``slots`` sequences."""
@@ -109,7 +110,7 @@ class Decoder:
             Logits of the next token, (n, V) float32.
         """
         rows = len(tokens)
-        cells = torch.arange(rows, device=tokens.device) * cache.columns + positions
+        cells = torch.arange(rows, device=tokens.device), positions
         if reads_by_length(cache):
             attend_cache = self._attend_varlen(positions, cache)
         else:
@@ -138,10 +139,11 @@ class Decoder:
             tokens = self.heads // self.kv_heads
 
         def attend(layer: int, q: Tensor) -> Tensor:
+            keys, values = cache.layers[layer]
             attended = F.scaled_dot_product_attention(
                 q.view(rows, -1, tokens, self.head_size),
-                cache.keys[layer, :rows, :columns].transpose(1, 2),
-                cache.values[layer, :rows, :columns].transpose(1, 2),
+                keys[:rows, :columns].transpose(1, 2),
+                values[:rows, :columns].transpose(1, 2),
                 attn_mask=mask,
                 enable_gqa=mask is None,
             )
@@ -182,7 +184,8 @@ class Decoder:
             q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in _project(normed, layer.qkv))
             if layer.query_norm is not None and layer.key_norm is not None:
                 q, k = self._norm(q, layer.query_norm), self._norm(k, layer.key_norm)
-            q, k = _rotate(q, cos, sin).to(weights.dtype), _rotate(k, cos, sin).to(weights.dtype)
+            rotated = _rotate(torch.cat((q, k), dim=-2), cos, sin).to(weights.dtype)
+            q, k = rotated.split((self.heads, self.kv_heads), dim=-2)
             (attended,) = _project(attend(i, q, k, v), layer.output)
             hidden = hidden + attended
             gate, up = _project(self._norm(hidden, layer.mlp_norm), layer.gate_up)
@@ -195,7 +198,9 @@ class Decoder:
         return logits.float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, eps=self.epsilon) * weight
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, weight.shape, weight, self.epsilon)
+        return F.rms_norm(x, weight.shape, eps=self.epsilon) * weight  # which rounds before the weight as well
 
 
 def _project(x: Tensor, linear: Linear) -> tuple[Tensor, ...]:
@@ -205,17 +210,19 @@ def _project(x: Tensor, linear: Linear) -> tuple[Tensor, ...]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (…, heads, head size), arXiv 2104.09864."""
+    """Rotary position embedding of (…, heads, head size), arXiv 2104.09864; ``sin`` is −sin in its first half."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * cos + torch.cat((second, first), dim=-1) * sin
 
 
 def reads_by_length(cache: KVCache) -> bool:
     """Whether attention reads of each row just what it holds, whatever the bound on the columns.
 
-    The kernel is for half precision on CUDA from the Ampere generation on, and takes the lengths from torch 2.12 on.
+    The kernel is for half precision on CUDA from the Ampere generation on, for heads of a multiple of 8 up to 256
+    numbers (as FlashAttention 2), and takes the lengths from torch 2.12 on.
     """
-    if not cache.keys.is_cuda or cache.keys.dtype not in (torch.bfloat16, torch.float16):
+    keys, head_size = cache.keys, cache.keys.shape[-1]
+    if not keys.is_cuda or keys.dtype not in (torch.bfloat16, torch.float16) or head_size % 8 or head_size > 256:
         return False
     takes_lengths = "seqused_k" in inspect.signature(varlen.varlen_attn).parameters
-    return takes_lengths and torch.cuda.get_device_capability(cache.keys.device) >= (8, 0)
+    return takes_lengths and torch.cuda.get_device_capability(keys.device) >= (8, 0)

@@ -41,7 +41,7 @@ def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor | None) -
     Returns:
         Tokens (N,) int64 and log-probabilities (N,) float32.
     """
-    probabilities = torch.softmax(logits / (temperature or 1.0), dim=-1)
+    probabilities = torch.softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
     if temperature == 0:
         tokens = logits.argmax(dim=-1, keepdim=True)  # not of the softmax, whose rounding makes ties
     else:
