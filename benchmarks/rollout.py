@@ -5,6 +5,9 @@ by round, in one process; the table gives each one's median tokens per second an
 Lengths are either fixed (nothing stops) or geometric (a random model's next-token distribution is nearly uniform, so a
 share of the vocabulary as stop ids ends a completion at each token with that chance).
 
+The policies: the embedded one as it was trained; "1M", its shape with random weights (0.85M parameters); "26M", a
+random Qwen2; and that one with Qwen2.5's vocabulary of 151,936 (102M parameters).
+
     --quick           two rounds of the smallest cases
     --cases TEXT      only cases whose name contains it
     --threads N       torch's threads; all cores by default
@@ -26,7 +29,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout
 
@@ -36,7 +39,8 @@ from rlvr_pl.rollout import LeanEngine, Sampling
 
 # Tokens of GSM8K's 1,319 test prompts in Qwen2.5's chat template with this project's system prompt, in sixteenths.
 GSM8K_PROMPT_TOKENS = (62, 73, 77, 80, 83, 87, 90, 93, 96, 100, 104, 107, 112, 118, 126, 139, 227)
-MEAN_LENGTH = 48  # of geometric completions
+MEAN_LENGTH = 48  # of geometric completions, as long as no budget of 192 cuts them
+SECONDS_OF_A_LONG_ROUND = 60
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,33 @@ class Case:
     budget: int
     stop_ids: list[int]
     greedy: bool = False
+    slots: int = 256  # sequences in flight: of the engine, and in a batch of generate()
 
 
-def random_qwen2(vocabulary: int) -> PreTrainedModel:
-    """Hidden size 512, 8 layers, 8/2 heads: 26M parameters with a vocabulary of 4,096."""
+def random_policy(config: PretrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=512,
-        intermediate_size=1728,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
+    policy = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    policy.generation_config = GenerationConfig()  # or the shape's stop ids would end completions
+    return policy
+
+
+def qwen2_26m(vocabulary: int) -> PreTrainedModel:
+    """Hidden size 512, 8 layers, 8/2 heads: 26M parameters with a vocabulary of 4,096."""
+    return random_policy(
+        Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=512,
+            intermediate_size=1728,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
     )
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def gsm8k_prompts(count: int, vocabulary: int) -> list[list[int]]:
@@ -82,31 +94,50 @@ def gsm8k_prompts(count: int, vocabulary: int) -> list[list[int]]:
     return prompts
 
 
-def make_cases() -> list[Case]:
-    embedded = load_policy("embedded", load_config("embedded")).eval()
-    stops = list(stop_token_ids(embedded, load_tokenizer("embedded")))
+def embedded_cases() -> list[Case]:
+    policy = load_policy("embedded", load_config("embedded")).eval()
+    stops = list(stop_token_ids(policy, load_tokenizer("embedded")))
     data = GSM8KDataModule("embedded")
     data.setup()
     train = [list(q.prompt_ids) for q in data.questions["train"][:16]]
     test = [list(q.prompt_ids) for q in sorted(data.questions["test"], key=lambda q: -len(q.prompt_ids))]
-    small, large = random_qwen2(4096), random_qwen2(151936)
     cases = []
     for prompts, group in ((4, 8), (16, 16)):
-        shape = f"{prompts}×{group}"
+        shape = f"embedded {prompts}×{group}"
         cases += [
-            Case(f"embedded {shape} fixed 96", embedded, train[:prompts], group, 96, []),
-            Case(f"embedded {shape} its own lengths", embedded, train[:prompts], group, 96, stops),
+            Case(f"{shape} fixed 96", policy, train[:prompts], group, 96, []),
+            Case(f"{shape} its own lengths", policy, train[:prompts], group, 96, stops),
         ]
-        for name, policy, budget in (("26M", small, 64), ("26M, full vocabulary", large, 24)):
-            vocabulary = policy.config.vocab_size
-            ids = gsm8k_prompts(prompts, vocabulary)
-            cases.append(Case(f"{name} {shape} fixed {budget}", policy, ids, group, budget, []))
-            share = list(range(0, vocabulary, MEAN_LENGTH))
-            cases.append(Case(f"{name} {shape} geometric", policy, ids, group, 3 * budget, share))
-    cases.append(Case("embedded evaluation of 512", embedded, test[:512], 1, 96, stops, greedy=True))
-    share = list(range(0, 4096, MEAN_LENGTH))
-    cases.append(Case("26M evaluation of 512, geometric", small, gsm8k_prompts(512, 4096), 1, 192, share))
+    return [*cases, Case("embedded evaluation of 512", policy, test[:512], 1, 96, stops, greedy=True, slots=128)]
+
+
+def random_cases(
+    name: str, policy: PreTrainedModel, shapes: list[tuple[int, int]], fixed: int, evaluation: bool = False
+) -> list[Case]:
+    """Completions of just ``fixed`` tokens, and geometric ones."""
+    vocabulary = policy.config.vocab_size
+    stops = list(range(0, vocabulary, MEAN_LENGTH))
+    cases = []
+    for prompts, group in shapes:
+        ids = gsm8k_prompts(prompts, vocabulary)
+        cases += [
+            Case(f"{name} {prompts}×{group} fixed {fixed}", policy, ids, group, fixed, []),
+            Case(f"{name} {prompts}×{group} geometric", policy, ids, group, 192, stops),
+        ]
+    if evaluation:
+        questions = gsm8k_prompts(512, vocabulary)
+        cases.append(Case(f"{name} evaluation of 512, geometric", policy, questions, 1, 192, stops, slots=128))
     return cases
+
+
+def make_cases() -> list[Case]:
+    small, medium, large = random_policy(load_config("embedded")), qwen2_26m(4096), qwen2_26m(151936)
+    return [
+        *embedded_cases(),
+        *random_cases("1M", small, [(4, 8), (16, 8)], fixed=96, evaluation=True),
+        *random_cases("26M", medium, [(4, 8), (16, 16)], fixed=64, evaluation=True),
+        *random_cases("26M, full vocabulary", large, [(4, 8), (16, 16)], fixed=24),
+    ]
 
 
 def settings(case: Case, **more: object) -> GenerationConfig:
@@ -126,13 +157,13 @@ def tokens_until_stop(completions: torch.Tensor, stop_ids: Sequence[int]) -> int
     return int((is_stop.cumsum(1) - is_stop.long() == 0).sum())
 
 
-def with_generate(case: Case, repeat: bool, rows: int = 256, **more: object) -> int:
+def with_generate(case: Case, repeat: bool, **more: object) -> int:
     """Hugging Face's ``generate()``: members as repeated prompts, or as ``num_return_sequences``."""
     width = max(map(len, case.prompts))
     prompts = [p for p in case.prompts for _ in range(case.group_size if repeat else 1)]
     total = 0
-    for start in range(0, len(prompts), rows):
-        part = prompts[start : start + rows]
+    for start in range(0, len(prompts), case.slots):
+        part = prompts[start : start + case.slots]
         ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
         returned = 1 if repeat else case.group_size
@@ -159,7 +190,7 @@ def with_engine(case: Case, engine: LeanEngine) -> int:
 
 def contenders(case: Case, continuous: bool) -> dict[str, Callable[[], int]]:
     """What takes turns, by name; each returns how many tokens it generated."""
-    engine = LeanEngine(case.policy, case.stop_ids, pad_id=0)
+    engine = LeanEngine(case.policy, case.stop_ids, 0, case.slots)
     entries: dict[str, Callable[[], int]] = {
         "engine": lambda: with_engine(case, engine),
         "generate, repeated prompts": lambda: with_generate(case, repeat=True),
@@ -173,19 +204,28 @@ def contenders(case: Case, continuous: bool) -> dict[str, Callable[[], int]]:
 
 
 def measure(entries: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Median tokens per second of each, taking turns after one round that does not count."""
+    """Median tokens per second of each, taking turns.
+
+    A first round does not count, unless it takes minutes: then nothing in it needs to be warmed up, and it is enough.
+    """
     rates: dict[str, list[float]] = {name: [] for name in entries}
+    seconds = 0.0
     for lap in range(rounds + 1):
+        if lap == 1 and seconds < SECONDS_OF_A_LONG_ROUND:
+            rates = {name: [] for name in entries}
+        elif lap and seconds >= SECONDS_OF_A_LONG_ROUND:
+            break
         for name, run in entries.items():
             start = time.perf_counter()
             tokens = run()
-            if lap:
-                rates[name].append(tokens / (time.perf_counter() - start))
+            elapsed = time.perf_counter() - start
+            rates[name].append(tokens / elapsed)
+            seconds += elapsed * (lap == 0)
     return {name: median(values) for name, values in rates.items()}
 
 
 def print_profile(case: Case) -> None:
-    engine = LeanEngine(case.policy, case.stop_ids, pad_id=0)
+    engine = LeanEngine(case.policy, case.stop_ids, 0, case.slots)
     with_engine(case, engine)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         with_engine(case, engine)
