@@ -114,6 +114,34 @@ def test_where_rounding_makes_the_total_miss_1_the_last_possible_token_takes_the
     assert choose(logits, [ALMOST_ONE]) == [496]
 
 
+LARGE = 128 * 160  # looked for by blocks
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("vocabulary", [LARGE, LARGE + 1])
+def test_a_large_vocabularys_tokens_are_the_inverse_cdf_too(vocabulary: int, temperature: float) -> None:
+    logits, uniforms = random_rows(200, vocabulary, seed=2)
+    tokens, logprobs = choose_tokens(logits, temperature, uniforms)
+    log_probabilities = (logits.double() / temperature).log_softmax(1)
+    cumulative = log_probabilities.exp().cumsum(1)
+    above = cumulative.gather(1, tokens.unsqueeze(1)).squeeze(1) - uniforms
+    below = above - log_probabilities.exp().gather(1, tokens.unsqueeze(1)).squeeze(1)
+    assert above.min() > -1e-6
+    assert below.max() < 1e-6
+    torch.testing.assert_close(
+        logprobs.double(), log_probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-5
+    )
+
+
+def test_in_a_large_vocabulary_tokens_of_probability_0_are_never_chosen() -> None:
+    """The possible ones stand at the edges of blocks, behind blocks without any and before others."""
+    logits = torch.full((1, LARGE), -INF)
+    possible = [128 * 3, 128 * 4 - 1, 128 * 9 + 5, 128 * 100 - 1]
+    logits[:, possible] = 0.0
+    uniforms = [0.0, before(0.25), 0.25, before(0.5), 0.5, before(0.75), 0.75, ALMOST_ONE]
+    assert choose(logits, uniforms) == [token for token in possible for _ in range(2)]
+
+
 def test_without_uniforms_sampling_is_refused() -> None:
     with pytest.raises(AssertionError, match="uniforms"):
         choose_tokens(torch.zeros(1, 2), 1.0, None)
@@ -195,3 +223,17 @@ def test_no_token_or_a_negative_temperature_is_refused() -> None:
     with pytest.raises(ValueError, match=r"temperature is -0.1; it must be at least 0"):
         Sampling(5, -0.1)
     assert Sampling(1, 0.0).temperature == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, INF])
+@pytest.mark.parametrize("vocabulary", [5, LARGE])
+def test_logits_that_are_not_finite_give_a_token_of_the_vocabulary_and_no_log_probability(
+    bad: float, temperature: float, vocabulary: int
+) -> None:
+    """On a GPU an index behind the vocabulary would end the process, and with it the chance to say what happened."""
+    logits = torch.zeros(2, vocabulary)
+    logits[1, 3] = bad
+    tokens, logprobs = choose_tokens(logits, temperature, torch.tensor([0.5, 0.5]))
+    assert 0 <= tokens[1] < vocabulary
+    assert logprobs.isfinite().tolist() == [True, False]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_BLOCK = 128  # tokens; large vocabularies are padded to a multiple of it
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,10 +48,34 @@ def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor | None) -
         tokens = logits.argmax(dim=-1, keepdim=True)  # not of the softmax, whose rounding makes ties
     else:
         assert uniforms is not None, "sampling needs uniforms"
-        cumulative = probabilities.cumsum(dim=-1)
-        # The sum misses 1 by rounding. Staying under the total itself keeps the last step inside the vocabulary, and
-        # never on a token of probability 0.
-        total = cumulative[:, -1:]
-        target = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(cumulative, target, right=True)
+        tokens = _inverse_cdf(probabilities, uniforms.unsqueeze(1))
     return tokens.squeeze(1), probabilities.gather(-1, tokens).log().squeeze(1)
+
+
+def _inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The first token of each row (N, V) whose cumulative probability exceeds a uniform (N, 1).
+
+    In a large vocabulary its block is looked for first: a cumulative sum adds one number after the other, on a GPU with
+    a single block of threads for each row.
+    """
+    vocabulary = probabilities.shape[-1]
+    if vocabulary <= _BLOCK**2 or vocabulary % _BLOCK:
+        return _search(probabilities.cumsum(dim=-1), uniforms)[0]
+    blocks = probabilities.unflatten(-1, (-1, _BLOCK))
+    masses = blocks.sum(dim=-1)
+    cumulative = masses.cumsum(dim=-1)
+    block, target = _search(cumulative, uniforms)
+    mass = masses.gather(1, block)
+    within = (target - (cumulative.gather(1, block) - mass)).div(mass).clamp(min=0)
+    tokens = blocks[torch.arange(len(blocks), device=blocks.device), block.squeeze(1)]
+    return block * _BLOCK + _search(tokens.cumsum(dim=-1), within)[0]
+
+
+def _search(cumulative: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry of each row that exceeds its uniform's share of the last one, and that share; (N, 1) each."""
+    # The sum misses 1 by rounding. Staying under the total itself keeps the last step inside the row, and never on an
+    # entry that adds nothing.
+    total = cumulative[:, -1:]
+    target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, target, right=True)
+    return found.clamp_(max=cumulative.shape[-1] - 1), target  # of NaN it finds none
