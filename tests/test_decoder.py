@@ -68,7 +68,7 @@ def decoder_logits(decoder: Decoder, prompts: Tensor, completions: Tensor, even:
     rows, length = prompts.shape
     cache = decoder.make_cache(rows)
     prefilled = decoder.prefill(prompts, torch.full((rows,), length))
-    cache.write_prompts(0, prefilled.keys, prefilled.values, torch.arange(rows))
+    cache.write_prompts(0, prefilled.layers, torch.arange(rows))
     logits = [prefilled.logits]
     for t, tokens in enumerate(completions.unbind(dim=1)):
         logits.append(decoder.step(tokens, torch.full((rows,), length + t), cache, length + t + 1, even))
@@ -154,7 +154,7 @@ def logits_of_unequal_rows(decoder: Decoder, lengths: list[int], columns: int) -
     prompts = tokens[:, : max(lengths)]
     positions = torch.tensor(lengths)
     prefilled = decoder.prefill(prompts, positions)
-    cache.write_prompts(0, prefilled.keys, prefilled.values, torch.arange(len(lengths)))
+    cache.write_prompts(0, prefilled.layers, torch.arange(len(lengths)))
     logits = [prefilled.logits]
     for _ in range(STEPS):
         here = tokens.gather(1, positions.unsqueeze(1)).squeeze(1)
@@ -328,25 +328,25 @@ class LargestResult(TorchDispatchMode):
 
 def test_copies_in_the_cache_need_little_memory_beside_it() -> None:
     """A layer's worth at a time: with many layers, next to nothing."""
-    cache = KVCache(6, 8, 10, 2, 4, torch.float32, torch.device("cpu"))
+    cache = KVCache((6, 8, 10, 2, 4), torch.float32, torch.device("cpu"))
     prompts = torch.randn(6, 3, 7, 2, 4)
     with LargestResult() as largest:
-        cache.write_prompts(1, prompts, prompts, torch.tensor([0, 0, 2, 1, 1]))
+        cache.write_prompts(1, list(zip(prompts, prompts, strict=True)), torch.tensor([0, 0, 2, 1, 1]))
     assert torch.equal(cache.keys[:, 1:6, :7], prompts[:, [0, 0, 2, 1, 1]])
     assert torch.equal(cache.values, cache.keys)
     assert largest.numel == 5 * 7 * 2 * 4
     with LargestResult() as largest:
-        cache.move(torch.tensor([4, 5]), torch.tensor([0, 7]), columns=7)
+        cache.move([4, 5], [0, 7], columns=7)
     assert torch.equal(cache.values[:, [0, 7], :7], prompts[:, [1, 1]])
-    assert largest.numel == 2 * 7 * 2 * 4
+    assert largest.numel == 0
 
 
 def test_moving_slots_takes_the_columns_asked_for_and_leaves_the_others() -> None:
-    cache = KVCache(2, 4, 6, 1, 2, torch.float32, torch.device("cpu"))
+    cache = KVCache((2, 4, 6, 1, 2), torch.float32, torch.device("cpu"))
     cache.keys.copy_(torch.arange(cache.keys.numel()).view(cache.keys.shape))
     cache.values.copy_(-cache.keys)
     before = cache.keys.clone()
-    cache.move(torch.tensor([3, 2]), torch.tensor([0, 1]), columns=4)
+    cache.move([3, 2], [0, 1], columns=4)
     assert torch.equal(cache.keys[:, [0, 1], :4], before[:, [3, 2], :4])
     assert torch.equal(cache.keys[:, :2, 4:], before[:, :2, 4:])
     assert torch.equal(cache.keys[:, 2:], before[:, 2:])

@@ -21,6 +21,7 @@ from tests.engines import FAMILIES, PROMPTS, STOP_IDS, assert_same, sample_with,
 
 torch.set_num_threads(1)
 
+CPU = torch.device("cpu")
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim", "_unique2"}
 
 
@@ -62,6 +63,9 @@ class Replay:
     """
 
     captured = 0
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cpu"
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         Replay.captured += 1
@@ -111,9 +115,10 @@ def test_buckets_of_columns() -> None:
 class Log:
     """A step and its capture, which note what happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[int, int, float]] = []
         self.captured: list[tuple[int, int, float]] = []
+        monkeypatch.setattr(graphs, "_CudaCapture", lambda device: self.capture)
 
     def step(self, rows: int, columns: int, temperature: float) -> None:
         self.steps.append((rows, columns, temperature))
@@ -124,9 +129,9 @@ class Log:
         return function
 
 
-def test_every_bucket_that_a_call_can_need_is_captured_once_the_largest_first() -> None:
-    log = Log()
-    step = GraphedStep(log.step, slots=16, columns=640, bounded=True, capture=log.capture)
+def test_every_bucket_that_a_call_can_need_is_captured_once_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    step = GraphedStep(log.step, slots=16, columns=640, bounded=True, device=CPU)
     step.warm_up(rows=3, columns=300, temperature=1.0)
     first = [(rows, columns, 1.0) for rows in (3, 2, 1) for columns in (512, 256)]
     assert log.captured == first
@@ -139,9 +144,9 @@ def test_every_bucket_that_a_call_can_need_is_captured_once_the_largest_first() 
     assert log.steps == []
 
 
-def test_a_step_replays_the_smallest_bucket_that_holds_it() -> None:
-    log = Log()
-    step = GraphedStep(log.step, slots=20, columns=640, bounded=True, capture=log.capture)
+def test_a_step_replays_the_smallest_bucket_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    step = GraphedStep(log.step, slots=20, columns=640, bounded=True, device=CPU)
     step.warm_up(rows=20, columns=640, temperature=0.7)
     captured = len(log.captured)
     for rows in range(1, 21):
@@ -154,18 +159,18 @@ def test_a_step_replays_the_smallest_bucket_that_holds_it() -> None:
     assert len(log.captured) == captured == 9 * 3
 
 
-def test_without_a_bound_on_the_columns_there_is_one_bucket_of_them() -> None:
-    log = Log()
-    step = GraphedStep(log.step, slots=2, columns=640, bounded=False, capture=log.capture)
+def test_without_a_bound_on_the_columns_there_is_one_bucket_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    step = GraphedStep(log.step, slots=2, columns=640, bounded=False, device=CPU)
     step.warm_up(rows=2, columns=10, temperature=1.0)
     assert log.captured == [(2, 640, 1.0), (1, 640, 1.0)]
     step(1, 300, 1.0)
     assert log.steps == [(1, 640, 1.0)]
 
 
-def test_what_was_not_captured_is_not_replayed() -> None:
-    log = Log()
-    step = GraphedStep(log.step, slots=8, columns=512, bounded=True, capture=log.capture)
+def test_what_was_not_captured_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch)
+    step = GraphedStep(log.step, slots=8, columns=512, bounded=True, device=CPU)
     step.warm_up(rows=2, columns=200, temperature=1.0)
     for never in [(3, 200, 1.0), (2, 300, 1.0), (2, 200, 0.0)]:
         with pytest.raises(KeyError):
@@ -220,11 +225,11 @@ def test_replayed_steps_give_the_tokens_of_eager_ones(
 @pytest.mark.usefixtures("graphed")
 def test_the_host_looks_every_few_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LeanEngine(tiny_model(), [], 0)
-    retire, steps, looks = Rows.retire, count(), []
-    monkeypatch.setattr(Rows, "advance", lambda rows: next(steps))
-    monkeypatch.setattr(Rows, "retire", lambda rows: looks.append(next(steps)) or retire(rows))
+    step, retire, events = GraphedStep.__call__, Rows.retire, []
+    monkeypatch.setattr(GraphedStep, "__call__", lambda *args: events.append("step") or step(*args))
+    monkeypatch.setattr(Rows, "retire", lambda rows: events.append("look") or retire(rows))
     sample_with(engine, engine.policy, tokens=20)
-    assert looks == [8, 17, 26]  # 8 steps before each; 19 were needed
+    assert events == [*["step"] * 8, "look"] * 3  # 19 steps were needed
 
 
 @pytest.mark.usefixtures("graphed")
@@ -234,7 +239,7 @@ def test_steps_are_captured_once_and_for_each_temperature_while_no_row_is_live(m
 
     class Watched(Replay):
         def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-            captured.append((engine.rows.count, bool(engine.rows.done.all())))
+            captured.append((engine.rows.count, bool((engine.rows.place == engine.rows.spare).all())))
             return super().__call__(function)
 
     monkeypatch.setattr(graphs, "_CudaCapture", Watched)
@@ -296,23 +301,9 @@ def test_a_capture_may_be_interrupted(at: int, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         sample_with(engine, engine.policy)
     rollout = sample_with(engine, engine.policy)
-    assert Replay.captured == 4
+    assert Replay.captured == at - 1 + 4  # none of a pool that may be left half made
     monkeypatch.setattr(LeanEngine, "graphed", False)
     assert_same(rollout, sample_with(LeanEngine, engine.policy))
-
-
-@pytest.mark.usefixtures("graphed")
-def test_rows_that_an_interrupted_call_left_write_nothing_into_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows are replayed as six; the sixth was live."""
-    engine = LeanEngine(tiny_model(seed=6), STOP_IDS, 0, slots=6)
-    with monkeypatch.context() as patch:
-        patch.setattr(Rows, "retire", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            sample_with(engine, engine.policy, group_size=5, tokens=14)
-    rollout = sample_with(engine, engine.policy, prompts=PROMPTS[:1], group_size=5, tokens=30)
-    monkeypatch.setattr(LeanEngine, "graphed", False)
-    assert_same(rollout, sample_with(LeanEngine, engine.policy, prompts=PROMPTS[:1], group_size=5, tokens=30))
-    assert rollout.lengths.tolist()[2] == 3  # the sixth stood at cell 5 · 14 + 9, which is now behind the third's end
 
 
 @pytest.mark.usefixtures("graphed")
@@ -320,7 +311,7 @@ def test_rows_at_the_end_of_the_budget_need_no_bucket_beyond_it() -> None:
     """The cache has more columns than a call needs, and the host counts a row's columns on until it looks."""
     engine = LeanEngine(tiny_model(max_position_embeddings=600), [], 0)
     sample_with(engine, engine.policy, prompts=[[1] * 300], tokens=2)
-    assert engine.cache.columns == 384
+    assert engine.rows.cache.columns == 384
     prompts = [[1] * 206, [2, 3]]
     rollout = sample_with(engine, engine.policy, prompts=prompts, tokens=50)
     assert rollout.lengths.tolist() == [50] * 4
@@ -368,7 +359,7 @@ def test_a_replay_reads_and_writes_where_the_capture_did() -> None:
         doubled = state["x"][1:] * state["factor"]
         state["y"].add_(doubled.view(2, 1).sum(dim=1) * scale)
 
-    replay = Replay()(function)
+    replay = Replay(CPU)(function)
     state["y"].zero_()
     y, scale = state["y"], 1000
     state["x"].mul_(2)
@@ -382,54 +373,62 @@ def test_a_replay_reads_and_writes_where_the_capture_did() -> None:
 # The capture itself
 
 
-def test_a_capture_runs_the_function_on_a_side_stream_first_and_all_share_a_pool(
+def test_a_capture_runs_the_function_on_a_side_stream_first_and_shares_its_pool_with_its_own_kind_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a stand-in for ``torch.cuda`` that notes what is asked of it."""
     log: list[Any] = []
 
+    names = iter(["side", "capture", "other side", "other capture"])
+
     class Stream:
-        def __init__(self, name: str = "side") -> None:
-            self.name = name
-            log.append(f"new {name}")
+        def __init__(self, device: torch.device) -> None:
+            self.name = next(names)
 
         def wait_stream(self, other: Stream) -> None:
             log.append(f"{self.name} waits for {other.name}")
+
+    class Current(Stream):
+        def __init__(self) -> None:
+            self.name = "current"
 
     class Graph:
         def replay(self) -> None:
             log.append("replay")
 
     @contextmanager
-    def noted(name: str, **settings: Any) -> Iterator[None]:
-        log.append((name, settings))
+    def noted(*entry: Any) -> Iterator[None]:
+        log.append(entry)
         yield
-        log.append(f"end of {name}")
+        log.append(f"end of {entry[0]}")
 
-    main = Stream("main")
-    log.clear()
+    pools = count()
     stand_ins = {
-        "graph_pool_handle": lambda: "pool",
+        "graph_pool_handle": lambda: next(pools),
         "Stream": Stream,
-        "current_stream": lambda: main,
+        "current_stream": lambda device: Current(),
         "stream": lambda stream: noted(stream.name),
         "CUDAGraph": Graph,
-        "graph": lambda graph, **settings: noted("graph", **settings),
+        "graph": lambda graph, pool, stream, **settings: noted("graph", pool, stream.name, settings),
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    capture = graphs._CudaCapture()
-    replays = [capture(lambda: log.append("run")) for _ in range(2)]
-    once = [
-        "side waits for main",
-        ("side", {}),
-        "run",
-        "end of side",
-        "main waits for side",
-        ("graph", {"pool": "pool", "capture_error_mode": "thread_local"}),
-        "run",
-        "end of graph",
-    ]
-    assert log == ["new side", *once, *once]  # one stream for all
+    captures = [graphs._CudaCapture(CPU) for _ in range(2)]
+    replays = [captures[i](lambda: log.append("run")) for i in (0, 0, 1)]
+
+    def expected(side: str, pool: int, stream: str) -> list[Any]:
+        return [
+            f"{side} waits for current",
+            (side,),
+            "run",
+            f"end of {side}",
+            f"current waits for {side}",
+            ("graph", pool, stream, {"capture_error_mode": "thread_local"}),
+            "run",
+            "end of graph",
+        ]
+
+    # Each has one pool and two streams for all of its graphs, and no stream runs for graphs of two pools.
+    assert log == [*expected("side", 0, "capture") * 2, *expected("other side", 1, "other capture")]
     replays[0]()
     assert log[-1] == "replay"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import count, pairwise
@@ -17,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlvr_pl.policy import score
-from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, lean
+from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, graphs, lean
 from rlvr_pl.rollout.cache import KVCache
 from rlvr_pl.rollout.decoder import Decoder, Prefilled
 from rlvr_pl.types import Rollout
@@ -360,9 +362,9 @@ def test_calls_of_any_shape_may_follow_each_other(slots: int) -> None:
 
 def memory(engine: LeanEngine) -> list[int]:
     """Where the engine's tensors lie."""
-    rows, output = engine.rows, engine.output
-    tensors = [engine.cache.keys, engine.cache.values, output.tokens, output.logprobs, output.noise]
-    tensors += [rows.token, rows.position, rows.cell, rows.last_cell, rows.done]
+    rows = engine.rows
+    tensors = [rows.cache.keys, rows.cache.values, rows.tokens, rows.logprobs, rows.noise]
+    tensors += [rows.token, rows.position, rows.place, rows.last_place]
     return [t.data_ptr() for t in tensors]
 
 
@@ -377,7 +379,8 @@ def test_what_was_made_serves_smaller_calls_and_is_made_anew_for_larger_ones() -
     assert engine.made == (16, 128, 16 * 20)
     sample_again(engine, prompts=[[1] * 109], group_size=5, tokens=20, temperature=0.0)
     assert engine.made == (16, 256, 16 * 20)
-    assert engine.cache.keys.shape == engine.cache.values.shape == (2, 16, 256, 2, 8)
+    cache = engine.rows.cache
+    assert cache.keys.shape == cache.values.shape == (2, 16, 256, 2, 8)
     sample_again(engine, group_size=8, tokens=20)
     assert engine.made == (16, 256, 32 * 20)  # no more slots than asked for
 
@@ -386,7 +389,7 @@ def test_there_are_no_more_slots_than_sequences() -> None:
     engine = LeanEngine(tiny_model(), STOP_IDS, 0, slots=64)
     sample_again(engine, group_size=3, tokens=5)
     assert engine.made == (12, 128, 60)
-    assert engine.cache.keys.untyped_storage().nbytes() == 4 * 2 * 12 * 128 * 2 * 8
+    assert engine.rows.cache.keys.untyped_storage().nbytes() == 4 * 2 * 12 * 128 * 2 * 8
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -418,10 +421,10 @@ def test_a_policy_that_was_cast_is_read_in_its_new_precision() -> None:
     sample_again(engine)
     model.bfloat16()
     assert_same(sample_again(engine), sample(model))
-    assert engine.cache.keys.dtype == torch.bfloat16
+    assert engine.rows.cache.keys.dtype == torch.bfloat16
     model.float()
     assert_same(sample_again(engine), sample(model))
-    assert engine.cache.keys.dtype == torch.float32
+    assert engine.rows.cache.keys.dtype == torch.float32
 
 
 def test_autocast_may_come_and_go() -> None:
@@ -511,8 +514,24 @@ def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count(time.perf_counter(), 0.3)  # every look at the clock is 0.3 s after the last one
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     sample_again(engine, tokens=10)
-    assert [round(r.seconds, 1) for r in reports] == [0.6, 1.2, 1.8, 2.4]
-    assert [r.tokens for r in reports] == [8 * 4, 8 * 6, 8 * 8, 8 * 10]
+    assert [round(r.seconds, 1) for r in reports] == [0.6, 1.2, 1.8, 2.4, 2.7]  # the last one whenever it ends
+    assert [r.tokens for r in reports] == [8 * 3, 8 * 5, 8 * 7, 8 * 9, 8 * 10]
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+def test_memory_is_free_when_an_engine_is_dropped(graphed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: on a GPU it is gigabytes, which would otherwise wait for a cycle of references to be found."""
+    monkeypatch.setattr(LeanEngine, "graphed", graphed)
+    monkeypatch.setattr(graphs, "_CudaCapture", lambda device: lambda function: function)
+    engine = LeanEngine(tiny_model(), STOP_IDS, 0)
+    sample_again(engine)
+    cache = weakref.ref(engine.rows.cache)
+    gc.disable()
+    try:
+        del engine
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["make_cache", "prefill"])
@@ -560,6 +579,45 @@ def test_the_default_precision_of_the_moment_is_not_read() -> None:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("prompts", [[], [[1, 2], []]], ids=["no prompt", "an empty one"])
+def test_a_prompt_without_a_token_is_refused(prompts: list[list[int]]) -> None:
+    """Its completion would go on from a pad."""
+    with pytest.raises(ValueError, match="at least one prompt, a token in each"):
+        sample(tiny_model(), prompts=prompts)
+    with pytest.raises(ValueError, match="group size of at least 1"):
+        sample(tiny_model(), group_size=0)
+
+
+@pytest.mark.parametrize("engine", [GenerateEngine, LeanEngine])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_policy_that_has_diverged_is_refused_and_leaves_nothing_behind(
+    engine: type[GenerateEngine] | type[LeanEngine], temperature: float
+) -> None:
+    """NaN in the cache would outlive the weights that it came from: a mask does not hide it."""
+    model = tiny_model()
+    expected = sample(model)
+    used = engine(model, STOP_IDS, 0)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    before = weight.detach().clone()
+    weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="probabilities are not finite"):
+        sample_with(used, model, temperature=temperature)
+    weight.data.copy_(before)
+    assert_same(sample_with(used, model), expected)
+
+
+def test_a_policy_that_was_wrapped_after_the_choice_of_an_engine_is_refused() -> None:
+    """It would be read without what was added."""
+    model = tiny_model()
+    engine = LeanEngine(model, STOP_IDS, 0)
+    sample_again(engine)
+    hook = model.model.layers[1].register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ValueError, match=r"changed after its rollout engine was chosen: model.layers.1 has a forward"):
+        sample_again(engine)
+    hook.remove()
+    assert_same(sample_again(engine), sample(model))
 
 
 @pytest.mark.parametrize("shape", [None, (8, 9), (7, 8), (16, 4)], ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,51 +14,26 @@ class KVCache:
     It takes 2 · layers · slots · columns · kv heads · head size numbers, for as long as the engine lives.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        slots: int,
-        columns: int,
-        kv_heads: int,
-        head_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (layers, slots, columns, kv_heads, head_size)
+    def __init__(self, shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         # Zeros: what a mask hides must still be finite, for 0 · NaN is NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.layers = list(zip(self.keys, self.values, strict=True))  # views: an index less at each token
-        self.slots, self.columns = slots, columns
+        _, self.slots, self.columns, _, _ = shape
 
-    def write_prompts(self, first: int, keys: Tensor, values: Tensor, members: Tensor) -> None:
+    def write_prompts(self, first: int, layers: list[tuple[Tensor, Tensor]], members: Tensor) -> None:
         """Copy prompts to the slots from ``first`` on.
 
         Args:
             first: slot.
-            keys, values: (layers, B, P, kv heads, head size).
+            layers: keys and values of each layer, (B, P, kv heads, head size) each.
             members: (rows,) int64; which of the B prompts each slot gets.
         """
-        rows, columns = slice(first, first + len(members)), keys.shape[2]
-        for ours, theirs in ((self.keys, keys), (self.values, values)):
-            for layer, prompts in zip(ours, theirs, strict=True):  # one by one: a copy takes memory of its own
-                layer[rows, :columns] = prompts[members]
+        for ours, theirs in zip(self.layers, layers, strict=True):  # one by one: a copy takes memory of its own
+            for cached, prompts in zip(ours, theirs, strict=True):
+                cached[first : first + len(members), : prompts.shape[1]] = prompts[members]
 
-    def write_token(self, layer: int, cells: tuple[Tensor, Tensor], keys: Tensor, values: Tensor) -> None:
-        """Write one token of each of n rows.
-
-        Args:
-            layer: index.
-            cells: slots and columns, (n,) int64 each.
-            keys, values: (n, kv heads, head size).
-        """
-        ours, theirs = self.layers[layer]
-        ours.index_put_(cells, keys)
-        theirs.index_put_(cells, values)
-
-    def move(self, sources: Tensor, targets: Tensor, columns: int) -> None:
+    def move(self, sources: Sequence[int], targets: Sequence[int], columns: int) -> None:
         """Copy the first ``columns`` of some slots to others."""
-        if len(sources) == 0:
-            return
-        for layer in (*self.keys, *self.values):
-            layer[targets, :columns] = layer[sources, :columns]
+        for source, target in zip(sources, targets, strict=True):  # few, and one by one no copy takes memory of its own
+            for cached in (self.keys, self.values):
+                cached[:, target, :columns] = cached[:, source, :columns]

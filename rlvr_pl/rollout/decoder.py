@@ -29,14 +29,20 @@ Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class Prefilled:
     """B prompts as the policy has read them."""
 
+    lengths: Tensor  # (B,)
     logits: Tensor  # of the next token, (B, V) float32
-    keys: Tensor  # (layers, B, P, kv heads, head size)
-    values: Tensor
+    layers: list[tuple[Tensor, Tensor]]  # keys and values, (B, P, kv heads, head size) each
 
     def __getitem__(self, prompt: int) -> Prefilled:
-        """One of them, without holding the memory of the others."""
-        one = slice(prompt, prompt + 1)
-        return Prefilled(self.logits[one].clone(), self.keys[:, one].clone(), self.values[:, one].clone())
+        """One of them, without its pads and without holding the memory of the others."""
+        one, length = slice(prompt, prompt + 1), int(self.lengths[prompt])
+        layers = [(keys[one, :length].clone(), values[one, :length].clone()) for keys, values in self.layers]
+        return Prefilled(self.lengths[one], self.logits[one].clone(), layers)
+
+    @property
+    def width(self) -> int:
+        """P, the longest one's tokens."""
+        return self.layers[0][0].shape[1]
 
 
 class Decoder:
@@ -55,25 +61,17 @@ class Decoder:
         self.epsilon: float = config.rms_norm_eps
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
-        self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.rotary: Any = policy.model.rotary_emb
+        rotary: Any = policy.model.rotary_emb
         positions = torch.arange(columns, device=weights.embedding.device).unsqueeze(0)
-        cos, sin = self.rotary(weights.embedding, positions)  # of the embedding, only dtype and device are read
+        cos, sin = rotary(weights.embedding, positions)  # of the embedding, only dtype and device are read
         self.cos, self.sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # (columns, 1, head size)
+        self.head_size = cos.shape[-1]
         self.sin[..., : self.head_size // 2].neg_()  # the sign of rotation, once rather than at each token
 
     def make_cache(self, slots: int) -> KVCache:
         """A cache of ``slots`` sequences."""
-        weights = self.weights
-        return KVCache(
-            len(weights.layers),
-            slots,
-            self.columns,
-            self.kv_heads,
-            self.head_size,
-            weights.dtype,
-            weights.embedding.device,
-        )
+        shape = (len(self.weights.layers), slots, self.columns, self.kv_heads, self.head_size)
+        return KVCache(shape, self.weights.dtype, self.weights.embedding.device)
 
     def prefill(self, tokens: Tensor, lengths: Tensor) -> Prefilled:
         """Read prompts.
@@ -82,19 +80,17 @@ class Decoder:
             tokens: (B, P), padded on the right, where causal attention does not look.
             lengths: (B,).
         """
-        keys, values = [], []
+        layers = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.append(k)
-            values.append(v)
-            attended = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
-            )
+            layers.append((k.contiguous(), v.contiguous()))  # no views: they would hold the queries' memory too
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             return attended.transpose(1, 2).flatten(-2)
 
         hidden = self._layers(tokens, self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]], attend)
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        return Prefilled(self._logits(last), torch.stack(keys), torch.stack(values))
+        return Prefilled(lengths, self._logits(last), layers)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, columns: int, even: bool = False) -> Tensor:
         """Read one more token of the first n rows of the cache.
@@ -109,71 +105,19 @@ class Decoder:
         Returns:
             Logits of the next token, (n, V) float32.
         """
-        rows = len(tokens)
-        cells = torch.arange(rows, device=tokens.device), positions
+        rows = torch.arange(len(tokens), device=tokens.device)
         if reads_by_length(cache):
-            attend_cache = self._attend_varlen(positions, cache)
+            over_cache = _attention_by_length(positions, cache.columns)
         else:
-            attend_cache = self._attend_columns(positions, cache, columns, even)
+            over_cache = _attention_over_columns(positions, columns, None if even else cache.keys.dtype)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache.write_token(layer, cells, k, v)
-            return attend_cache(layer, q)
+            keys, values = cache.layers[layer]
+            keys.index_put_((rows, positions), k)
+            values.index_put_((rows, positions), v)
+            return over_cache(q, keys[: len(rows)], values[: len(rows)]).flatten(-2)
 
         return self._logits(self._layers(tokens, self.cos[positions], self.sin[positions], attend))
-
-    def _attend_columns(
-        self, positions: Tensor, cache: KVCache, columns: int, even: bool
-    ) -> Callable[[int, Tensor], Tensor]:
-        """Attention over the first columns of all rows, with those behind a row's position masked.
-
-        Under a mask the queries that share a key head stand as if they were so many tokens: a GPU's kernels take a mask
-        or grouped heads, not both, and a CPU's is called less often. Without one, all is as in Hugging Face's decoding.
-        """
-        rows = len(positions)
-        mask, tokens = None, 1
-        if not even:
-            hidden = torch.arange(columns, device=positions.device) > positions.unsqueeze(1)
-            mask = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=positions.device)
-            mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
-            tokens = self.heads // self.kv_heads
-
-        def attend(layer: int, q: Tensor) -> Tensor:
-            keys, values = cache.layers[layer]
-            attended = F.scaled_dot_product_attention(
-                q.view(rows, -1, tokens, self.head_size),
-                keys[:rows, :columns].transpose(1, 2),
-                values[:rows, :columns].transpose(1, 2),
-                attn_mask=mask,
-                enable_gqa=mask is None,
-            )
-            return attended.reshape(rows, -1)
-
-        return attend
-
-    def _attend_varlen(self, positions: Tensor, cache: KVCache) -> Callable[[int, Tensor], Tensor]:
-        """Attention that reads of each row just what it holds; needs neither a mask nor a bound on the columns."""
-        rows = len(positions)
-        boundaries = torch.arange(rows + 1, dtype=torch.int32, device=positions.device)
-        starts = boundaries * cache.columns
-        used = (positions + 1).int()
-
-        def attend(layer: int, q: Tensor) -> Tensor:
-            attended = varlen.varlen_attn(
-                q,
-                cache.keys[layer, :rows].flatten(0, 1),
-                cache.values[layer, :rows].flatten(0, 1),
-                boundaries,
-                starts,
-                1,
-                cache.columns,
-                enable_gqa=True,
-                seqused_k=used,
-            )
-            assert isinstance(attended, Tensor)
-            return attended.flatten(-2)
-
-        return attend
 
     def _layers(self, tokens: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
         """Hidden states of tokens (…), (…, hidden size)."""
@@ -226,3 +170,40 @@ def reads_by_length(cache: KVCache) -> bool:
         return False
     takes_lengths = "seqused_k" in inspect.signature(varlen.varlen_attn).parameters
     return takes_lengths and torch.cuda.get_device_capability(keys.device) >= (8, 0)
+
+
+def _attention_over_columns(
+    positions: Tensor, columns: int, mask_dtype: torch.dtype | None
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention over the first columns of all rows, with those behind a row's position masked.
+
+    Under a mask the queries that share a key head stand as if they were so many tokens: a GPU's kernels take a mask
+    or grouped heads, not both, and a CPU's is called less often. Without one, all is as in Hugging Face's decoding.
+    """
+    mask = None
+    if mask_dtype is not None:
+        behind = torch.arange(columns, device=positions.device) > positions.unsqueeze(1)
+        mask = torch.zeros(behind.shape, dtype=mask_dtype, device=positions.device)
+        mask = mask.masked_fill_(behind, -torch.inf)[:, None, None]
+
+    def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys, values = (x[:, :columns].transpose(1, 2) for x in (keys, values))
+        grouped = q.unsqueeze(2) if mask is None else q.unflatten(1, (keys.shape[1], -1))
+        attended = F.scaled_dot_product_attention(grouped, keys, values, mask, enable_gqa=mask is None)
+        return attended.reshape(q.shape)
+
+    return attend
+
+
+def _attention_by_length(positions: Tensor, columns: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention that reads of each row just what it holds; needs neither a mask nor a bound on the columns."""
+    boundaries = torch.arange(len(positions) + 1, dtype=torch.int32, device=positions.device)
+    starts, used = boundaries * columns, (positions + 1).int()
+
+    def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        attended = varlen.varlen_attn(q, keys, values, boundaries, starts, 1, columns, enable_gqa=True, seqused_k=used)
+        assert isinstance(attended, Tensor)
+        return attended
+
+    return attend

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlvr_pl.rollout.sampling import Sampling
-from rlvr_pl.types import Rollout
+from rlvr_pl.types import Rollout, masked
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,29 @@ class Progress:
         return self.seconds * (self.sequences - self.ended) / self.ended if self.ended else math.inf
 
 
-class RolloutEngine(Protocol):
+class RolloutEngine(ABC):
     """Samples groups of completions with the policy's current weights.
 
     Tokens and log-probabilities depend only on the weights, the prompt and the noise, up to rounding.
+
+    Args:
+        policy: its own weights are read.
+        stop_ids: every token id that ends a completion.
+        pad_id: any id; pads are told by the mask, never by their id.
+        slots: completions that are generated at a time, at most.
 
     Attributes:
         on_progress: told now and then while completions end.
     """
 
-    on_progress: Callable[[Progress], None] | None
+    def __init__(self, policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int, slots: int = 256) -> None:
+        self.policy = policy
+        self.stop_ids = tuple(stop_ids)
+        self.pad_id = pad_id
+        self.slots = slots
+        self.on_progress: Callable[[Progress], None] | None = None
 
+    @abstractmethod
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, noise: Tensor | None
     ) -> Rollout:
@@ -53,4 +67,20 @@ class RolloutEngine(Protocol):
             group_size: G.
             sampling: token budget and temperature.
             noise: uniforms in [0, 1), (B · G, max_completion_tokens) float32; None at temperature 0.
+
+        Raises:
+            FloatingPointError: if a sampled token's log-probability is not finite.
         """
+
+    def _rollout(self, repeated: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, logprobs: Tensor) -> Rollout:
+        """Of N prompts and what was sampled, (N, T), anything on pads."""
+        if not logprobs[mask].isfinite().all():
+            raise FloatingPointError("the policy's probabilities are not finite: its weights have diverged")
+        stops = torch.tensor(self.stop_ids, dtype=torch.int64, device=tokens.device)
+        return Rollout(
+            prompt_ids=repeated,
+            completion_ids=torch.where(mask, tokens, self.pad_id),
+            mask=mask,
+            sampling_logprobs=masked(logprobs, mask),
+            truncated=~(torch.isin(tokens, stops) & mask).any(dim=1),
+        )

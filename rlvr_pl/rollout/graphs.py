@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,28 +17,21 @@ class GraphedStep:
     """Replays a decode step that was captured once for each bucket of rows and columns.
 
     What the step reads and writes must keep its address for as long as this object lives, the step must not wait for
-    the device, and the surplus rows of a bucket must be finished ones, which a step leaves as they are.
+    the device, and the surplus rows of a bucket must be ended ones, whose place and position a step leaves as they are.
 
     Args:
         step: the step.
         slots: the most rows.
         columns: the most columns.
         bounded: whether the step looks at as many columns as it is told; else one bucket of them is enough.
-        capture: makes a replay of a function; another one where there is no GPU.
+        device: that it runs on.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        slots: int,
-        columns: int,
-        bounded: bool,
-        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
-    ) -> None:
+    def __init__(self, step: Step, slots: int, columns: int, bounded: bool, device: torch.device) -> None:
         self.step = step
         self.row_buckets = _row_buckets(slots)
         self.column_buckets = _column_buckets(columns) if bounded else [columns]
-        self.capture = capture or _CudaCapture()
+        self.capture = _CudaCapture(device)
         self.replays: dict[tuple[int, int, float], Callable[[], None]] = {}
 
     def warm_up(self, rows: int, columns: int, temperature: float) -> None:
@@ -49,7 +43,7 @@ class GraphedStep:
             for column_bucket in reversed(self.column_buckets[: bisect_left(self.column_buckets, columns) + 1]):
                 key = (row_bucket, column_bucket, temperature)
                 if key not in self.replays:
-                    self.replays[key] = self.capture(lambda key=key: self.step(*key))  # type: ignore[misc]
+                    self.replays[key] = self.capture(partial(self.step, *key))
 
     def __call__(self, rows: int, columns: int, temperature: float) -> None:
         row_bucket = self.row_buckets[bisect_left(self.row_buckets, rows)]
@@ -69,19 +63,26 @@ def _column_buckets(columns: int) -> list[int]:
 
 
 class _CudaCapture:
-    """Captures functions into graphs that share one pool of memory."""
+    """Captures functions into graphs that share one pool of memory, and nothing with any other's graphs.
 
-    def __init__(self) -> None:
+    A library keeps a workspace for each stream that it runs on. The one of the captures lies in their pool, so it must
+    not be the stream that torch shares among all captures by default: graphs of another pool would go on to use that
+    memory after this pool is gone (pytorch issue 193402).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.pool: Any = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()  # one for all: cuBLAS keeps a workspace for each that it runs on
+        self.first_runs, self.captures = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        current = torch.cuda.current_stream(self.device)
+        self.first_runs.wait_stream(current)
+        with torch.cuda.stream(self.first_runs):
             function()  # libraries set themselves up at their first call, which a capture does not allow
-        torch.cuda.current_stream().wait_stream(self.stream)
+        current.wait_stream(self.first_runs)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile: a data loader, a logger.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, self.captures, capture_error_mode="thread_local"):
             function()
         return graph.replay

@@ -4,138 +4,104 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from rlvr_pl.rollout.cache import KVCache
+from rlvr_pl.rollout.decoder import Prefilled
 from rlvr_pl.rollout.sampling import choose_tokens
 
 _UNWRITTEN = -1
 
 
-class Output:
-    """The tokens of all sequences of a call, written cell by cell; cell n · T + t is token t of sequence n.
+class Rows:
+    """The sequences in flight: row r has slot r of the cache, and the first ``count`` rows are live, without a gap.
 
-    A captured graph keeps the addresses, so one object serves every call that it is large enough for. The cell behind
-    the last one takes what finished rows go on writing until the host looks.
+    Tokens go to ``tokens``, where place n · T + t is token t of sequence n. The place behind the last one is spare:
+    ended rows read their noise from it and write to it until the host looks. A captured step reads and writes these
+    tensors, so none is ever replaced.
+
+    Args:
+        cache: has a slot for each row.
+        places: how many tokens there can be in a call.
+        stop_ids: what ends a completion.
     """
 
-    def __init__(self, cells: int, device: torch.device) -> None:
-        self.cells = cells
-        self.tokens = torch.empty(cells + 1, dtype=torch.int64, device=device)
-        self.logprobs = torch.empty(cells + 1, dtype=torch.float32, device=device)
-        # Zeros: rows that are not live read it before any noise is written, and NaN would choose no token of any.
-        self.noise = torch.zeros(cells + 1, dtype=torch.float32, device=device)
+    def __init__(self, cache: KVCache, places: int, stop_ids: Tensor) -> None:
+        device = stop_ids.device
+        self.cache, self.stop_ids, self.spare = cache, stop_ids, places
+        self.count = 0
+        self.columns = 0  # of the cache, that the next step must look at; counted on the host until it looks
+        self.token = torch.zeros(cache.slots, dtype=torch.int64, device=device)  # the last one sampled, not yet read
+        self.position = torch.zeros_like(self.token)  # its column
+        self.place = torch.zeros_like(self.token)  # of the next one; ``spare`` once the row has ended
+        self.last_place = torch.zeros_like(self.token)  # the end of the budget
+        self.tokens = torch.empty(places + 1, dtype=torch.int64, device=device)
+        self.logprobs = torch.empty(places + 1, dtype=torch.float32, device=device)
+        self.noise = torch.zeros(places + 1, dtype=torch.float32, device=device)  # the spare one's stays 0
 
     def reset(self, noise: Tensor | None) -> None:
-        """Forget the last call's tokens and take this one's uniforms."""
+        """Forget the last call, an interrupted one's live rows too, and take this one's uniforms."""
+        self.count = self.columns = 0
+        self.place.fill_(self.spare)
         self.tokens.fill_(_UNWRITTEN)
         if noise is not None:
             self.noise[: noise.numel()].copy_(noise.flatten())
 
+    def admit(self, groups: Sequence[Sequence[int]], prompts: Prefilled, budget: int) -> tuple[slice, Tensor]:
+        """Give sequences, a group of each prompt, the rows behind the live ones.
+
+        Returns:
+            The rows, and logits of their first tokens.
+        """
+        device = self.token.device
+        members = torch.tensor([i for i, group in enumerate(groups) for _ in group], device=device)
+        first_place = torch.tensor([s * budget for group in groups for s in group], device=device)
+        rows = slice(self.count, self.count + len(members))
+        self.cache.write_prompts(self.count, prompts.layers, members)
+        self.position[rows] = prompts.lengths[members] - 1
+        self.place[rows] = first_place
+        self.last_place[rows] = first_place + budget - 1
+        self.count, self.columns = rows.stop, max(self.columns, prompts.width + 1)
+        return rows, prompts.logits[members]
+
+    def sample(self, rows: slice, logits: Tensor, temperature: float) -> None:
+        """Sample the next token of some rows, write it, and see whether it ends the completion.
+
+        Nothing here waits for the device.
+        """
+        place = self.place[rows]
+        tokens, logprobs = choose_tokens(logits, temperature, self.noise[place] if temperature > 0 else None)
+        self.tokens.index_copy_(0, place, tokens)
+        self.logprobs.index_copy_(0, place, logprobs)
+        had_ended = place == self.spare
+        ends = (tokens.unsqueeze(1) == self.stop_ids).any(dim=1) | (place == self.last_place[rows]) | had_ended
+        self.token[rows] = tokens
+        self.position[rows] += ~had_ended  # with the token that ends a row too: its column
+        self.place[rows] = torch.where(ends, self.spare, place + 1)
+
+    def retire(self) -> None:
+        """Drop the ended rows and fill their places with the last of the live ones."""
+        place, position = torch.stack((self.place, self.position))[:, : self.count].cpu()  # here the host waits
+        ended = place == self.spare
+        left = self.count - int(ended.sum())
+        self.columns = int(position[~ended].max()) + 1 if left else 0
+        if left < self.count:
+            targets, sources = ended[:left].nonzero().squeeze(1), left + (~ended[left:]).nonzero().squeeze(1)
+            self.cache.move(sources.tolist(), targets.tolist(), self.columns)
+            targets, sources = targets.to(self.place.device), sources.to(self.place.device)
+            for state in (self.token, self.position, self.place, self.last_place):
+                state[targets] = state[sources]
+            self.place[left : self.count] = self.spare
+            self.count = left
+
     def written(self) -> int:
         """Tokens so far."""
-        return int((self.tokens[: self.cells] != _UNWRITTEN).sum())
+        return int((self.tokens[: self.spare] != _UNWRITTEN).sum())
 
     def read(self, sequences: int, budget: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N, T), anything on pads; mask (N, T); log-probabilities (N, T). T is the longest completion."""
-        tokens = self.tokens[: sequences * budget].view(sequences, budget)
+        tokens, logprobs = (x[: sequences * budget].view(sequences, budget) for x in (self.tokens, self.logprobs))
         mask = tokens != _UNWRITTEN
         longest = int(mask.sum(dim=1).max())
-        logprobs = self.logprobs[: sequences * budget].view(sequences, budget)
         return tokens[:, :longest].clone(), mask[:, :longest].clone(), logprobs[:, :longest].clone()
-
-
-class Rows:
-    """The sequences in flight: row r has slot r of the cache, and the first ``count`` rows are live, without a gap.
-
-    The tensors are read by the decode step and never replaced; the host keeps its own count of the columns.
-
-    Args:
-        slots: how many there can be.
-        stop_ids: what ends a completion.
-        output: where tokens go.
-    """
-
-    def __init__(self, slots: int, stop_ids: Tensor, output: Output) -> None:
-        device = stop_ids.device
-        self.stop_ids = stop_ids
-        self.output = output
-        self.count = 0
-        self.token = torch.zeros(slots, dtype=torch.int64, device=device)  # the last one chosen, not yet read
-        self.position = torch.zeros(slots, dtype=torch.int64, device=device)  # its column
-        self.cell = torch.zeros(slots, dtype=torch.int64, device=device)  # where the next one goes
-        self.last_cell = torch.zeros(slots, dtype=torch.int64, device=device)  # the end of the budget
-        self.done = torch.ones(slots, dtype=torch.bool, device=device)
-        self._columns = np.zeros(slots, dtype=np.int64)  # at least position + 1, known without asking the device
-
-    def clear(self) -> None:
-        """Forget whatever an interrupted call has left."""
-        self.count = 0
-        self.done.fill_(True)
-
-    @property
-    def columns(self) -> int:
-        """How many columns of the cache the next step must look at."""
-        return int(self._columns[: self.count].max(initial=0))
-
-    @property
-    def even(self) -> bool:
-        """Whether all live rows hold equally many tokens."""
-        live = self._columns[: self.count]
-        return bool((live == live[:1]).all())
-
-    def admit(self, sequences: Sequence[int], prompt_lengths: Sequence[int], budget: int) -> slice:
-        """Give sequences the rows behind the live ones; their prompts have been read and no token chosen yet."""
-        rows = slice(self.count, self.count + len(sequences))
-        device = self.token.device
-        lengths, first_cell = torch.tensor(prompt_lengths), torch.tensor(sequences) * budget
-        self._columns[rows] = lengths.numpy() + 1
-        self.position[rows] = (lengths - 1).to(device)
-        self.cell[rows] = first_cell.to(device)
-        self.last_cell[rows] = (first_cell + budget - 1).to(device)
-        self.done[rows] = False
-        self.count = rows.stop
-        return rows
-
-    def choose(self, rows: slice, logits: Tensor, temperature: float) -> None:
-        """Choose the next token of some rows, write it, and see whether it ends the completion.
-
-        Nothing here waits for the device. A finished row stays as it is; what it would write goes to the spare cell.
-        """
-        output = self.output
-        done, cell = self.done[rows], self.cell[rows]
-        tokens, logprobs = choose_tokens(logits, temperature, output.noise[cell] if temperature > 0 else None)
-        target = torch.where(done, output.cells, cell)
-        output.tokens.index_copy_(0, target, tokens)
-        output.logprobs.index_copy_(0, target, logprobs)
-        self.token[rows] = tokens
-        live = (~done).long()
-        self.position[rows] += live
-        stopped = (tokens.unsqueeze(1) == self.stop_ids).any(dim=1) | (cell == self.last_cell[rows])
-        self.cell[rows] += live * ~stopped
-        self.done[rows] = done | stopped
-
-    def advance(self) -> None:
-        """The host's account of a step."""
-        self._columns[: self.count] += 1
-
-    def retire(self) -> tuple[Tensor, Tensor]:
-        """Drop the finished rows and fill their places with the last of the live ones.
-
-        Returns:
-            Which rows moved where, whose slots must follow.
-        """
-        done = self.done[: self.count].cpu()
-        left = self.count - int(done.sum())
-        to = done[:left].nonzero().squeeze(1)
-        source = left + (~done[left:]).nonzero().squeeze(1)
-        if left < self.count:
-            self._columns[to.numpy()] = self._columns[source.numpy()]
-            to, source = to.to(self.done.device), source.to(self.done.device)
-            for state in (self.token, self.position, self.cell, self.last_cell):
-                state[to] = state[source]
-            self.done[:left] = False
-            self.done[left : self.count] = True
-            self.count = left
-        return source, to
