@@ -8,7 +8,7 @@ share of the vocabulary as stop ids ends a completion at each token with that ch
 The policies: the embedded one as it was trained; "1M", its shape with random weights (0.85M parameters); "26M", a
 random Qwen2; and that one with Qwen2.5's vocabulary of 151,936 (102M parameters).
 
-    --quick           two rounds of the smallest cases
+    --quick           the smallest cases, once
     --cases TEXT      only cases whose name contains it
     --threads N       torch's threads; all cores by default
     --profile         where the engine's time goes, by operator
@@ -40,7 +40,7 @@ from rlvr_pl.rollout import LeanEngine, Sampling
 # Tokens of GSM8K's 1,319 test prompts in Qwen2.5's chat template with this project's system prompt, in sixteenths.
 GSM8K_PROMPT_TOKENS = (62, 73, 77, 80, 83, 87, 90, 93, 96, 100, 104, 107, 112, 118, 126, 139, 227)
 MEAN_LENGTH = 48  # of geometric completions, as long as no budget of 192 cuts them
-SECONDS_OF_A_LONG_ROUND = 60
+LONG_ROUND_S, CASE_S = 60, 20  # what ends a case: a long round, or many short ones
 
 
 @dataclass(frozen=True)
@@ -207,20 +207,17 @@ def measure(entries: dict[str, Callable[[], int]], rounds: int) -> dict[str, flo
     """Median tokens per second of each, taking turns.
 
     A first round does not count, unless it takes minutes: then nothing in it needs to be warmed up, and it is enough.
+    Short rounds are repeated more often, since one of them says little.
     """
     rates: dict[str, list[float]] = {name: [] for name in entries}
-    seconds = 0.0
-    for lap in range(rounds + 1):
-        if lap == 1 and seconds < SECONDS_OF_A_LONG_ROUND:
+    start, laps, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < LONG_ROUND_S and (laps <= rounds or (elapsed < CASE_S and laps <= 5 * rounds)):
+        if laps == 1:
             rates = {name: [] for name in entries}
-        elif lap and seconds >= SECONDS_OF_A_LONG_ROUND:
-            break
         for name, run in entries.items():
-            start = time.perf_counter()
-            tokens = run()
-            elapsed = time.perf_counter() - start
-            rates[name].append(tokens / elapsed)
-            seconds += elapsed * (lap == 0)
+            started = time.perf_counter()
+            rates[name].append(run() / (time.perf_counter() - started))
+        laps, elapsed = laps + 1, time.perf_counter() - start
     return {name: median(values) for name, values in rates.items()}
 
 
