@@ -31,7 +31,7 @@ notebooks: $(READY) ## execute the notebooks again and save them with their outp
 embedded: $(READY) ## make the embedded model again: about 25 minutes on two cores
 	$(BIN)/python -m rlvr_pl.embedded.pretrain
 
-benchmark: $(READY) ## time the reward functions and the rollout engine: about 30 minutes on two cores
+benchmark: $(READY) ## time the reward functions and the rollout engine: about 40 minutes on two cores
 	$(BIN)/python benchmarks/rewards.py
 	$(BIN)/python benchmarks/rollout.py
 
