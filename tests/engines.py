@@ -1,4 +1,4 @@
-"""What the tests of the rollout engines share: tiny random policies, prompts, and comparisons of rollouts."""
+"""What the tests of the rollout engines share: prompts, and comparisons of rollouts."""
 
 from __future__ import annotations
 
@@ -7,45 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import PreTrainedModel
 
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, RolloutEngine, Sampling
 from rlvr_pl.types import Rollout
 
-CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
-FAMILIES = sorted(CONFIGS)
-VOCABULARY = 64
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 STOP_IDS = (3, 17, 29)
-
-
-def tiny_model(family: str = "qwen2", tied: bool = False, seed: int = 0, **settings: Any) -> PreTrainedModel:
-    """A random policy of two layers. Norms and biases are moved away from 1 and 0, where leaving one out is unseen."""
-    torch.manual_seed(seed)
-    config = CONFIGS[family](
-        **{
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 128,
-            "initializer_range": 0.3,
-            "tie_word_embeddings": tied,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-            **settings,
-        }
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter += 0.1 * torch.randn_like(parameter)
-    return model
 
 
 def uniforms(rows: int, tokens: int, seed: int = 0) -> Tensor:

@@ -18,7 +18,7 @@ from rlvr_pl.rollout import decoder as decoder_module
 from rlvr_pl.rollout.cache import KVCache
 from rlvr_pl.rollout.decoder import Decoder, reads_by_length
 from rlvr_pl.rollout.weights import DecoderWeights, Linear, addresses, why_not_covered
-from tests.engines import FAMILIES, VOCABULARY, tiny_model
+from tests.models import FAMILIES, VOCABULARY, tiny_model
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -20,7 +20,8 @@ from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, choose_engine
 from rlvr_pl.rollout.decoder import reads_by_length
 from rlvr_pl.rollout.weights import why_not_covered
-from tests.engines import FAMILIES, PROMPTS, STOP_IDS, VOCABULARY, assert_same, sample_with, tiny_model, uniforms
+from tests.engines import PROMPTS, STOP_IDS, assert_same, sample_with, uniforms
+from tests.models import FAMILIES, VOCABULARY, tiny_model
 from tests.support import make_tiny_policy
 
 torch.set_num_threads(1)

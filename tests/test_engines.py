@@ -15,17 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from rlvr_pl.policy import score
 from rlvr_pl.rollout import GenerateEngine, LeanEngine
 from rlvr_pl.types import Rollout
-from tests.engines import (
-    FAMILIES,
-    PROMPTS,
-    VOCABULARY,
-    assert_same,
-    completions,
-    huggingface_greedy,
-    sample_with,
-    tiny_model,
-    uniforms,
-)
+from tests.engines import PROMPTS, assert_same, completions, huggingface_greedy, sample_with, uniforms
+from tests.models import FAMILIES, VOCABULARY, tiny_model
 
 torch.set_num_threads(1)
 

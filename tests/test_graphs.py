@@ -17,7 +17,8 @@ from rlvr_pl.rollout import LeanEngine, graphs, lean
 from rlvr_pl.rollout.graphs import GraphedStep
 from rlvr_pl.rollout.rows import Rows
 from rlvr_pl.types import Rollout
-from tests.engines import FAMILIES, PROMPTS, STOP_IDS, assert_same, sample_with, tiny_model
+from tests.engines import PROMPTS, STOP_IDS, assert_same, sample_with
+from tests.models import FAMILIES, tiny_model
 
 torch.set_num_threads(1)
 

@@ -24,17 +24,15 @@ from rlvr_pl.rollout.cache import KVCache
 from rlvr_pl.rollout.decoder import Decoder, Prefilled
 from rlvr_pl.types import Rollout
 from tests.engines import (
-    FAMILIES,
     PROMPTS,
     STOP_IDS,
-    VOCABULARY,
     assert_same,
     completions,
     huggingface_greedy,
     sample_with,
-    tiny_model,
     uniforms,
 )
+from tests.models import FAMILIES, VOCABULARY, tiny_model
 
 torch.set_num_threads(1)
 

@@ -16,13 +16,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlvr_pl.losses import GRPO, GSPO, DrGRPO, GSPOToken, LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rewards import Completion, RewardTerm
 from rlvr_pl.rollout import LeanEngine, Sampling
 from rlvr_pl.types import PromptBatch, Question, Rollout
+from tests.models import tiny_model
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
@@ -40,20 +41,8 @@ REWARDS = [1.0, 0.0, 0.0, 2.0, 0.5, 0.5, 0.0, 2.8, 0.2, 0.2, 0.2, 0.2, 0.0, 0.0,
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model with a tokenizer of the words t0, t1, …; t0 is the end-of-sequence token."""
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        eos_token_id=0,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    settings = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "initializer_range": 0.2, "eos_token_id": 0}
+    tiny_model(**settings).save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t1"))
     tokenizer.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t0").save_pretrained(folder)
@@ -358,8 +347,8 @@ def test_the_weights_and_diagnostics_are_those_of_the_plain_loop(
     if schedule.max_grad_norm == 0.5:
         assert max(expected.grad_norms) > 0.5
     if schedule.epochs_per_rollout > 1:  # else little would be clipped
-        assert 0.05 < diagnostics["train/clip_fraction_low"] < 0.5
-        assert 0.05 < diagnostics["train/clip_fraction_high"] < 0.5
+        assert 0.03 < diagnostics["train/clip_fraction_low"] < 0.5
+        assert 0.03 < diagnostics["train/clip_fraction_high"] < 0.5
 
 
 def test_gspo_token_learns_what_gspo_does(model_folder: Path) -> None:

@@ -11,33 +11,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import PreTrainedModel
 
 from rlvr_pl import policy as policy_module
 from rlvr_pl.policy import TokenScores, plan_micro_batches, score
+from tests import models
+from tests.models import FAMILIES
 
 torch.set_num_threads(1)
 
-CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
-FAMILIES = sorted(CONFIGS)
 VOCABULARY = 50
 
 
-def tiny_model(family: str = "qwen2", tied: bool = False, seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = CONFIGS[family](
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-    )
-    return AutoModelForCausalLM.from_config(config).train()
+def tiny_model(family: str = "qwen2", tied: bool = False) -> PreTrainedModel:
+    return models.tiny_model(family, tied, vocab_size=VOCABULARY, initializer_range=0.2).train()
 
 
 def with_head_bias(model: PreTrainedModel) -> PreTrainedModel:
