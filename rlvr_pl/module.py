@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -122,7 +123,6 @@ class GroupPolicyModule(LightningModule):
         self.seed = seed
 
         self.policy: PreTrainedModel
-        self.engine: RolloutEngine
         self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints
         self.rollouts_done = 0
         self.completion_tokens = 0  # generated for training so far, over all ranks
@@ -178,10 +178,14 @@ class GroupPolicyModule(LightningModule):
             self.policy.disable_input_require_grads()
         if self.loss.needs_reference:
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
-        stop_ids = stop_token_ids(self.policy, self.tokenizer)
+        self.stop_ids = stop_token_ids(self.policy, self.tokenizer)
+
+    @cached_property
+    def engine(self) -> RolloutEngine:
+        """Chosen when it is first asked for: a subclass may have wrapped layers of the policy after it was loaded."""
         pad_id = self.tokenizer.pad_token_id
-        pad_id = stop_ids[0] if pad_id is None else pad_id
-        self.engine = choose_engine(self.policy, stop_ids, pad_id, self.rollout_slots)
+        pad_id = self.stop_ids[0] if pad_id is None else pad_id
+        return choose_engine(self.policy, self.stop_ids, pad_id, self.rollout_slots)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.policy.parameters())

@@ -210,6 +210,22 @@ def test_a_module_with_gradient_checkpointing_gets_the_lean_engine(
     assert told == []
 
 
+def test_a_policy_that_a_subclass_wraps_after_loading_it_falls_back_and_says_so_once(
+    told: list[str], tmp_path: Path
+) -> None:
+    class WithAdapters(GroupPolicyModule):
+        def configure_model(self) -> None:
+            super().configure_model()
+            wrap(self.policy)
+
+    module = WithAdapters(make_tiny_policy(tmp_path), GSPO())
+    module.configure_model()
+    assert isinstance(module.engine, GenerateEngine)
+    assert module.engine is module.engine
+    assert len(told) == 1
+    assert "self_attn.q_proj is a LowRank" in told[0]
+
+
 # generate(), a part at a time
 
 

@@ -126,7 +126,7 @@ class LeanEngine(RolloutEngine):
     def _prepare(self, call: _Call, dtype: torch.dtype) -> None:
         """Bring the weights up to date, and make anew what the last call made if it does not serve this one."""
         if reason := why_not_covered(self.policy):
-            raise ValueError(f"the policy was changed after its rollout engine was chosen: {reason}")
+            raise ValueError(f"the policy was changed after its first rollout, and is no longer covered: {reason}")
         limit = self.policy.config.max_position_embeddings
         if call.columns > limit:
             raise ValueError(f"the longest sequence can need {call.columns} positions; the policy has {limit}")

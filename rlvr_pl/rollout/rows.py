@@ -41,7 +41,7 @@ class Rows:
         self.noise = torch.zeros(places + 1, dtype=torch.float32, device=device)  # the spare one's stays 0
 
     def reset(self, noise: Tensor | None) -> None:
-        """Forget the last call, an interrupted one's live rows too, and take this one's uniforms."""
+        """Forget the last call and take this one's uniforms; no row is live."""
         self.count = self.columns = 0
         self.place.fill_(self.spare)
         self.tokens.fill_(_UNWRITTEN)
