@@ -26,9 +26,11 @@ from statistics import median
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
+from transformers import GenerationConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout
+
+from policies import qwen2_shape, random_policy
 
 from rlvr_pl.rollout import LeanEngine, Sampling
 
@@ -53,25 +55,11 @@ FULL = Scale(28, 1536, 151936, (16, 64, 256), (350, 1500), (16, 400), 1319)
 SMALL = Scale(2, 96, 512, (4, 8), (100,), (4, 40), 20)
 
 
-def random_policy(scale: Scale, device: str) -> PreTrainedModel:
+def qwen2_policy(scale: Scale, device: str) -> PreTrainedModel:
     """Qwen2.5-1.5B: hidden size 1,536, 28 layers, 12/2 heads of 128."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=scale.vocabulary,
-        hidden_size=scale.hidden,
-        intermediate_size=scale.hidden * 8960 // 1536,
-        num_hidden_layers=scale.layers,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    with torch.device(device):
-        policy = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return policy.eval()
+    intermediate = scale.hidden * 8960 // 1536
+    shape = qwen2_shape(scale.vocabulary, scale.hidden, intermediate, scale.layers, heads=12, positions=4096)
+    return random_policy(shape, torch.bfloat16, device)
 
 
 def prompts_of(count: int, length: int, scale: Scale) -> list[list[int]]:
@@ -203,7 +191,7 @@ def main() -> None:
     bandwidth = copy_bandwidth(options.device)
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}")
     print(f"{'copy bandwidth, GB/s':62} {bandwidth / 1e9:.0f}", flush=True)
-    policy = random_policy(scale, options.device)
+    policy = qwen2_policy(scale, options.device)
     for part in (checks(policy, scale), decode(policy, scale, bandwidth), regimes(policy, scale)):
         for what, value in part:
             print(f"{what:62} {value}", flush=True)

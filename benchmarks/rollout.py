@@ -29,9 +29,11 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import GenerationConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout
+
+from policies import qwen2_shape, random_policy
 
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.pretrained import load_config, load_policy, load_tokenizer, stop_token_ids
@@ -57,30 +59,9 @@ class Case:
     slots: int = 256  # sequences in flight: of the engine, and in a batch of generate()
 
 
-def random_policy(config: PretrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    policy = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    policy.generation_config = GenerationConfig()  # or the shape's stop ids would end completions
-    return policy
-
-
 def qwen2_26m(vocabulary: int) -> PreTrainedModel:
-    """Hidden size 512, 8 layers, 8/2 heads: 26M parameters with a vocabulary of 4,096."""
-    return random_policy(
-        Qwen2Config(
-            vocab_size=vocabulary,
-            hidden_size=512,
-            intermediate_size=1728,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-    )
+    """26M parameters with a vocabulary of 4,096."""
+    return random_policy(qwen2_shape(vocabulary, hidden=512, intermediate=1728, layers=8, heads=8, positions=1024))
 
 
 def gsm8k_prompts(count: int, vocabulary: int) -> list[list[int]]:
