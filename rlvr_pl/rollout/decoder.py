@@ -1,8 +1,9 @@
 """The forward pass of a Llama, Qwen2 or Qwen3 policy, for generation: prompts, then a token at a time.
 
 It rounds where Hugging Face rounds (the norm before its weight, q · cos + rotated q · sin, each residual by itself), so
-that its logits are those of Hugging Face's cached decoding bit for bit in float32 and bfloat16, and those of its
-autocast where the linear layers are a bfloat16 copy of float32 weights.
+that its logits are those of Hugging Face's cached decoding in float32 and bfloat16, and those of its autocast where the
+linear layers are a bfloat16 copy of float32 weights: on a CPU bit for bit where rows are equally long, up to rounding
+where a mask hides what a row does not have.
 """
 
 from __future__ import annotations

@@ -142,11 +142,10 @@ class LeanEngine(RolloutEngine):
         for name in ("step", "rows", "decoder", "weights"):
             self.__dict__.pop(name, None)  # the old memory is free before the new is taken
         device = self.policy.device
+        stop_ids = torch.tensor(self.stop_ids, dtype=torch.int64, device=device)
         self.weights = DecoderWeights(self.policy, dtype)
         self.decoder = Decoder(self.policy, self.weights, columns)
-        self.rows = Rows(
-            self.decoder.make_cache(slots), places, torch.tensor(self.stop_ids, dtype=torch.int64).to(device)
-        )
+        self.rows = Rows(self.decoder.make_cache(slots), places, stop_ids)
         # No method: an engine in a cycle of references would keep its memory until that is found.
         self.step = partial(_step, self.decoder, self.rows, self.graphed)
         if self.graphed:
