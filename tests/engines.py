@@ -40,6 +40,16 @@ def sample_with(
     return engine.generate(prompts, group_size, Sampling(tokens, temperature), noise)
 
 
+def sample(model: PreTrainedModel, slots: int = 64, **call: Any) -> Rollout:
+    """A rollout by a new engine."""
+    return sample_with(LeanEngine, model, slots=slots, **call)
+
+
+def sample_again(engine: LeanEngine, **call: Any) -> Rollout:
+    """A rollout by an engine that may have made some before."""
+    return sample_with(engine, engine.policy, **call)
+
+
 def completions(rollout: Rollout) -> list[list[int]]:
     """The completion of each row, without its pads."""
     return [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids, rollout.mask, strict=True)]

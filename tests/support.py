@@ -76,23 +76,26 @@ def has_samples(log_dir: Path) -> bool:
     return any("samples/text_summary" in tags for tags in events)
 
 
-def make_tiny_policy(folder: Path) -> str:
-    """A random Qwen2 of a few thousand parameters with the embedded tokenizer, saved into ``folder``."""
+def make_tiny_policy(folder: Path, tokenizer: Path = EMBEDDED_MODEL, vocabulary: int | None = None) -> str:
+    """A random Qwen2 of a few thousand parameters beside its embedding, saved into ``folder`` with a tokenizer.
+
+    Its vocabulary is the tokenizer's, or a larger one.
+    """
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    known = AutoTokenizer.from_pretrained(tokenizer)
     config = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(known),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=known.eos_token_id,
         bos_token_id=None,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    known.save_pretrained(folder)
     return str(folder)
 
 

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config
 
 from rlvr_pl.cli import main
 from rlvr_pl.data import GSM8KDataModule
@@ -18,7 +17,7 @@ from rlvr_pl.records import read_records
 from rlvr_pl.rewards import gold_answer
 from rlvr_pl.rewards.answers import parse_number, same_number
 from rlvr_pl.types import Question
-from tests.support import read_scalars, tiny_run
+from tests.support import make_tiny_policy, read_scalars, tiny_run
 
 SHARED = Path(__file__).parents[2] / "shared"
 GSM8K = SHARED / "gsm8k"
@@ -109,22 +108,7 @@ def test_fit_trains_and_evaluates_on_it(tmp_path: Path) -> None:
     """Two rollouts and evaluations of a hold-out, with Qwen2.5's tokenizer and whole vocabulary."""
     if not QWEN.is_dir():
         pytest.skip(f"Qwen2.5's tokenizer is not at hand: there is no folder {QWEN}")
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(QWEN)
-    config = Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    folder = tmp_path / "policy"
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    policy = make_tiny_policy(tmp_path / "policy", QWEN, vocabulary=151_936)
     settings = {
         "data.source": str(GSM8K),
         "data.val_size": 128,
@@ -134,7 +118,7 @@ def test_fit_trains_and_evaluates_on_it(tmp_path: Path) -> None:
         "model.rewards": '[{"function": "tests.support.text_length"}]',
         "data.eval_batch_size": 128,
     }
-    arguments = tiny_run(str(folder), tmp_path, **settings)
+    arguments = tiny_run(policy, tmp_path, **settings)
     main([a for a in arguments if not a.startswith("--data.source.")])
     run = tmp_path / "run" / "version_0"
     scalars = read_scalars(run)
