@@ -26,7 +26,7 @@ check: $(READY) ## lint, format and type-check
 	$(BIN)/mypy
 
 notebooks: $(READY) ## execute the notebooks again and save them with their outputs
-	$(BIN)/python -m tests.notebooks
+	$(BIN)/python -m tests.helpers.notebooks
 
 embedded: $(READY) ## make the embedded model again: about 25 minutes on two cores
 	$(BIN)/python -m rlvr_pl.embedded.pretrain

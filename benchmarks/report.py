@@ -24,7 +24,7 @@ TEXT = f"<reasoning>\n{STEP * 14}</reasoning>\n<answer>\n{{0}}\n</answer>\n"  # 
 
 
 def simulate(folder: Path) -> None:
-    from tests.study_support import write_study
+    from tests.helpers.studies import write_study
 
     finals = {"GSPO": 0.79, "GRPO": 0.78, "DrGRPO": 0.76}
     write_study(
@@ -45,7 +45,7 @@ def main() -> int:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         records = len(list(folder.rglob("*.jsonl"))) * QUESTIONS
         print(f"{len(list(folder.glob('*/seed_*')))} runs, {records:,} records, {size / 1e6:.0f} MB on disk")
-        program = "import sys; from pathlib import Path; from rlvr_pl.compare.report import write_report; "
+        program = "import sys; from pathlib import Path; from rlvr_pl.report.page import write_report; "
         program += "write_report(Path(sys.argv[1]))"
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", program, str(folder)], check=True, cwd=ROOT)

@@ -1,6 +1,6 @@
 """``python -m rlvr_pl {fit,validate,test,predict,compare,report}``."""
 
-from rlvr_pl.cli import main
+from rlvr_pl.main import main
 
 if __name__ == "__main__":
     main()

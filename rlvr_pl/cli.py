@@ -1,40 +1,59 @@
-"""The command line: LightningCLI, with the baseline, the resume and the summary around ``fit``."""
+"""The command line: LightningCLI, with the baseline, the resume and the summary around ``fit``.
+
+``RLVRCommandLine`` runs a subcommand of Lightning's; ``resolve`` says what ``fit`` would run with, without running it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import logging
 import re
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import transformers
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from rlvr_pl.callbacks import Interrupted, LastRolloutIsEvaluated, ResumePoint, RolloutProgressBar, SampleCompletions
+from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
-from rlvr_pl.run import BEST, BEST_MODEL, find_checkpoint, next_config_path
-from rlvr_pl.run_state import RecordRunState
-from rlvr_pl.summary import print_summary
+from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_checkpoint
+from rlvr_pl.run.configuration import Flat, flatten, settings_of
+from rlvr_pl.run.display import RolloutProgressBar, SampleCompletions
+from rlvr_pl.run.folder import BEST_MODEL, find_checkpoint, next_config_path
+from rlvr_pl.run.recorder import RecordRunState
+from rlvr_pl.run.summary import print_summary
 from rlvr_pl.types import ConfigError
 
 PROGRAM = "python -m rlvr_pl"
-# Subcommands that are no method of a trainer, in rlvr_pl.compare.
-COMPARE_COMMANDS = {
+# Subcommands that are no method of a trainer: `compare` and `report` have parsers of their own.
+OTHER_COMMANDS = {
     "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
     "report": "Write the report of a folder of runs, finished or not.",
 }
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one of ``OTHER_COMMANDS``, which says in one line what is wrong."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"{PROGRAM} {command}", description=OTHER_COMMANDS[command], allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{message}. See {self.prog} --help")
 
 
 class OneLineErrorParser(LightningArgumentParser):
@@ -73,7 +92,7 @@ class OneLineErrorParser(LightningArgumentParser):
                 yield from parser._actions
 
 
-class RunConfig(SaveConfigCallback):
+class SaveWholeConfig(SaveConfigCallback):
     """Writes the whole configuration next to the logs; a resumed run adds a file and overwrites none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -87,29 +106,18 @@ class RunConfig(SaveConfigCallback):
             self.parser.save(self.config, path, skip_none=False)
 
 
-def best_checkpoint() -> ModelCheckpoint:
-    """Keeps ``checkpoints/best.ckpt``, the best by ``val/accuracy``."""
-    return ModelCheckpoint(
-        monitor="val/accuracy",
-        mode="max",
-        filename=Path(BEST).stem,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
-
-
 class RLVRCommandLine(LightningCLI):
     """``fit`` evaluates the untrained policy first and the best one last; flags always beat a checkpoint's values."""
 
     model: GroupPolicyModule
     datamodule: GSM8KDataModule
 
-    def __init__(self, args: list[str] | None = None) -> None:
+    def __init__(self, args: Sequence[str] | None = None) -> None:
         self._seconds = 0.0
         super().__init__(
             GroupPolicyModule,
             GSM8KDataModule,
-            args=args,
+            args=expand_bases(sys.argv[1:] if args is None else args),
             parser_class=OneLineErrorParser,
             parser_kwargs={
                 "prog": PROGRAM,
@@ -119,7 +127,7 @@ class RLVRCommandLine(LightningCLI):
                     for name in self.subcommands()
                 },
             },
-            save_config_callback=RunConfig,
+            save_config_callback=SaveWholeConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             trainer_defaults={
@@ -141,7 +149,7 @@ class RLVRCommandLine(LightningCLI):
     def setup_parser(self, add_subcommands: bool, *args: Any, **kwargs: Any) -> None:
         """List the other subcommands with LightningCLI's; ``main`` takes them to parsers of their own."""
         super().setup_parser(add_subcommands, *args, **kwargs)
-        for name, description in COMPARE_COMMANDS.items():
+        for name, description in OTHER_COMMANDS.items():
             self.parser.subcommands.add_subcommand(name, OneLineErrorParser(), help=description)  # type: ignore[attr-defined]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -180,7 +188,7 @@ class RLVRCommandLine(LightningCLI):
         config.ckpt_path = str(checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The resume point holds the state of the best checkpoint's callback, so it comes after it."""
+        """Put the resume point last: it holds the state of the best checkpoint's callback."""
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.sort(key=lambda c: isinstance(c, ResumePoint))  # type: ignore[attr-defined]
         return trainer
@@ -188,7 +196,16 @@ class RLVRCommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
         if self.subcommand == "fit":
-            self.model.check_division(self.datamodule.prompts_per_rollout, self.trainer.world_size)
+            self.model.check_division(self.datamodule.prompts_per_rollout, self.world_size)
+        self.check_data()
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks train."""
+        return self.trainer.world_size
+
+    def check_data(self) -> None:
+        """Load and check the data, and whether the policy has a position for every token."""
         load_config(self.model.policy_name)
         self.datamodule.setup()
         questions = (q for split in self.datamodule.questions.values() for q in split)
@@ -232,32 +249,31 @@ class RLVRCommandLine(LightningCLI):
         )
 
 
-def _quieten() -> None:
-    """Leave out what libraries say that a user can do nothing about."""
-    warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+class _Rehearsal(RLVRCommandLine):
+    """``fit`` up to where it would make a trainer, seed this process and load data: a plan needs no GPU and no hub."""
+
+    world_size = 1  # on more ranks there is more to divide by; fit itself says so
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        return None  # type: ignore[return-value]
+
+    def check_data(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def whole_config(self) -> dict[str, Any]:
+        return yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; what the user can mend ends in one line on standard error and exit status 2."""
-    _quieten()
-    arguments = sys.argv[1:] if args is None else args
-    try:
-        if arguments[:1] and arguments[0] in COMPARE_COMMANDS:
-            from rlvr_pl.compare.command import run_command  # stands on this file, and loads what only it needs
+def resolve(arguments: Sequence[str]) -> Flat:
+    """Say what ``fit`` with these arguments would run with: its whole configuration, without what belongs to one run.
 
-            run_command(arguments)
-        else:
-            RLVRCommandLine(args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except Interrupted as interrupt:
-        sys.stderr.write(f"{interrupt}\n")
-        sys.exit(130)
+    Raises:
+        ConfigError: if fit would refuse it.
+    """
+    return settings_of(flatten(_Rehearsal(arguments).whole_config()))

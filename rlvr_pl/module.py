@@ -1,15 +1,29 @@
-"""The training loop's inside: rollout → reward → advantage → update, and the evaluation."""
+"""The training loop's inside: rollout → reward → advantage → update, and the evaluation.
+
+One training step, and who does what in it::
+
+    PromptBatch            data/         B questions as prompts, in an order that is a function of the seed
+        │ generate         rollout/      G completions a prompt, by the policy as it is
+    Rollout                types.py      N = B · G completions with their log-probabilities
+        │ reward           rewards/      text, extracted answers, a weighted sum of reward functions
+    Rewards                rewards/      (N,)
+        │ advantages       losses/       what a completion earned beyond its group
+    advantages (B, G)
+        │ update           update.py     minibatches, π_old and π_ref, losses; here: backward, clipping, stepping, ranks
+    UpdateStats            update.py     ratios, clip fractions, KL, entropy, gradient norms
+        │ finish_step      here          counters, loggers, progress bar
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import cached_property
-from typing import Any, cast
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,16 +32,35 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlvr_pl.evaluation import EvaluationMetrics, grade
 from rlvr_pl.losses import LossStrategy
-from rlvr_pl.metrics import EvaluationMetrics, grade
-from rlvr_pl.policy import TokenScores, score
 from rlvr_pl.pretrained import find_model, load_config, load_policy, load_tokenizer, stop_token_ids
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
-from rlvr_pl.records import records_path, write_records
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
-from rlvr_pl.types import ConfigError, LossInputs, PromptBatch, Rollout
-from rlvr_pl.update import MicroBatch, UpdateStats, empty_micro_batch, plan_update
+from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
+from rlvr_pl.types import ConfigError, PromptBatch, Rollout, check_at_least
+from rlvr_pl.update import Update, UpdateStats, cut_into_minibatches
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+StepPart = Callable[Concatenate["GroupPolicyModule", Arguments], Result]
+
+
+def timed(part: str) -> Callable[[StepPart[Arguments, Result]], StepPart[Arguments, Result]]:
+    """Have a method of the module note how long it took, in seconds: ``time/{part}_s``."""
+
+    def decorate(method: StepPart[Arguments, Result]) -> StepPart[Arguments, Result]:
+        @wraps(method)
+        def note(module: GroupPolicyModule, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            start = time.perf_counter()
+            result = method(module, *args, **kwargs)
+            module.seconds[part] = time.perf_counter() - start
+            return result
+
+        return note
+
+    return decorate
 
 
 class GroupPolicyModule(LightningModule):
@@ -79,16 +112,16 @@ class GroupPolicyModule(LightningModule):
     ) -> None:
         super().__init__()
         find_model(policy)
-        for key, value in {
-            "max_completion_tokens": max_completion_tokens,
-            "minibatches_per_rollout": minibatches_per_rollout,
-            "epochs_per_rollout": epochs_per_rollout,
-            "rollout_slots": rollout_slots,
-            "micro_batch_tokens": micro_batch_tokens,
-            "eval_samples": eval_samples,
-        }.items():
-            if value < 1:
-                raise ConfigError(f"model.{key} is {value}; it must be at least 1")
+        check_at_least(
+            1,
+            "model",
+            max_completion_tokens=max_completion_tokens,
+            minibatches_per_rollout=minibatches_per_rollout,
+            epochs_per_rollout=epochs_per_rollout,
+            rollout_slots=rollout_slots,
+            micro_batch_tokens=micro_batch_tokens,
+            eval_samples=eval_samples,
+        )
         if group_size < 2:
             raise ConfigError(
                 f"model.group_size is {group_size}; a group-relative advantage needs at least 2 completions per prompt"
@@ -126,6 +159,7 @@ class GroupPolicyModule(LightningModule):
         self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints
         self.rollouts_done = 0
         self.completion_tokens = 0  # generated for training so far, over all ranks
+        self.seconds: dict[str, float] = {}  # of the latest training step, by its parts
         self.evaluation_metrics = EvaluationMetrics()
         self.evaluation_records: list[dict[str, Any]] = []
 
@@ -137,10 +171,10 @@ class GroupPolicyModule(LightningModule):
             self.check_division(self.trainer.datamodule.prompts_per_rollout, self.trainer.world_size)  # type: ignore[attr-defined]
 
     def check_division(self, prompts_per_rollout: int, world_size: int) -> None:
-        """Every minibatch must hold whole groups, as many on each rank.
+        """Refuse a rollout whose minibatches would not hold whole groups, as many on each rank.
 
         Raises:
-            ConfigError: if it would not.
+            ConfigError: naming the number that would do.
         """
         parts = self.minibatches_per_rollout * world_size
         if prompts_per_rollout % parts:
@@ -151,10 +185,10 @@ class GroupPolicyModule(LightningModule):
             )
 
     def check_length(self, longest_prompt: int) -> None:
-        """The policy must have a position for every token.
+        """Refuse completions for whose last token the policy would have no position.
 
         Raises:
-            ConfigError: if it has not, or cannot be loaded.
+            ConfigError: if it has too few, or its configuration cannot be loaded.
         """
         positions = getattr(load_config(self.policy_name), "max_position_embeddings", None)
         needed = longest_prompt + self.sampling.max_completion_tokens
@@ -182,7 +216,7 @@ class GroupPolicyModule(LightningModule):
 
     @cached_property
     def engine(self) -> RolloutEngine:
-        """Chosen when it is first asked for: a subclass may have wrapped layers of the policy after it was loaded."""
+        """The rollout engine, chosen at its first use: until then a subclass may wrap layers of the loaded policy."""
         pad_id = self.tokenizer.pad_token_id
         pad_id = self.stop_ids[0] if pad_id is None else pad_id
         return choose_engine(self.policy, self.stop_ids, pad_id, self.rollout_slots)
@@ -198,79 +232,85 @@ class GroupPolicyModule(LightningModule):
             reference.to(self.device, self.policy.dtype)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        """Prompts are lists; the engine makes its tensors where it wants them."""
+        """Leave the batch as it is: prompts are lists, and the engine makes its tensors where it wants them."""
         return batch
 
     # Training
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
-        start = time.perf_counter()
-        rollout = self.generate(prompts)
-        generated = time.perf_counter()
-        completions = self.read(rollout, prompts, self.group_size)
-        rewards = self.reward_sum(completions)
-        advantages = self.loss.advantages(rewards.total.view(-1, self.group_size)).flatten().to(self.device)
-        stats = self.update(rollout, advantages)
-        updated = time.perf_counter()
-        self.rollouts_done = prompts.rollout + 1
-        self.log_rollout(prompts, completions, rewards, stats, generated - start, updated - generated)
-        return {"prompts": prompts, "completions": completions, "rewards": rewards.total}
+        """Learn from one rollout; what is returned is for callbacks."""
+        rollout = self.generate(prompts)  # a group of completions per prompt, in the loop
+        rewards = self.reward(rollout, prompts)  # verifiable: extraction and exact arithmetic
+        advantages = self.loss.advantages(rollout.by_group(rewards.total))  # the objective's own
+        update = self.update(rollout, advantages)  # minibatches × epochs, manual optimization
+        self.finish_step(prompts, rewards, update)
+        return {"rollout": rollout, "rewards": rewards}
 
+    @timed("rollout")
     def generate(self, prompts: PromptBatch) -> Rollout:
         """Sample a group of completions for each prompt."""
         tokens = self.sampling.max_completion_tokens
-        noise = rollout_noise(self.seed, prompts.rollout, prompts.slots, self.group_size, tokens)
+        noise = rollout_noise(self.seed, prompts.rollout, prompts.indices, self.group_size, tokens)
         return self.engine.generate([q.prompt_ids for q in prompts.questions], self.group_size, self.sampling, noise)
 
-    def read(self, rollout: Rollout, prompts: PromptBatch, samples: int) -> list[Completion]:
-        """The completions as text, N of them, each with its question."""
+    @timed("reward")
+    def reward(self, rollout: Rollout, prompts: PromptBatch) -> Rewards:
+        """Score the completions of a rollout, (N,)."""
+        return self.reward_sum(self.read(rollout, prompts))
+
+    def read(self, rollout: Rollout, prompts: PromptBatch) -> list[Completion]:
+        """Decode the completions, N of them, each with its question."""
         lengths = rollout.lengths.tolist()
         ids = [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        questions = [question for question in prompts.questions for _ in range(samples)]
+        questions, truncated = rollout.by_row(prompts.questions), rollout.truncated.tolist()
         return [
-            Completion(text=text, question=q.question, gold=q.gold, tokens=length, truncated=truncated)
-            for text, q, length, truncated in zip(texts, questions, lengths, rollout.truncated.tolist(), strict=True)
+            Completion(text=text, question=question.question, gold=question.gold, tokens=length, truncated=cut)
+            for text, question, length, cut in zip(texts, questions, lengths, truncated, strict=True)
         ]
 
+    @timed("update")
     def update(self, rollout: Rollout, advantages: Tensor) -> UpdateStats:
         """Learn from a rollout: ``epochs_per_rollout`` passes of ``minibatches_per_rollout`` optimizer steps.
 
         Args:
             rollout: N sequences.
-            advantages: (N,).
+            advantages: (B, G).
         """
-        plan = plan_update(
+        minibatches = cut_into_minibatches(
             rollout,
-            advantages,
+            advantages.flatten().to(self.device),
             self.loss,
             self.minibatches_per_rollout,
             self.micro_batch_tokens,
             self.sampling.max_completion_tokens,
         )
-        stats = UpdateStats(self.device)
-        for step, minibatch in enumerate(plan):
-            minibatch.denominator = self._reduce(minibatch.denominator, "sum")
-            # Collectives need as many micro-batches on every rank, and an optimizer step needs a gradient.
-            most = self._reduce(torch.tensor(len(minibatch.micro_batches)), "max")
-            while len(minibatch.micro_batches) < max(1, int(most)):
-                minibatch.micro_batches.append(empty_micro_batch(rollout))
-            with torch.no_grad():
-                for micro_batch in minibatch.micro_batches:
-                    if step > 0:  # the first minibatch's old log-probs are its own current ones, detached
-                        micro_batch.old_logprobs = self.score(self.policy, micro_batch).logprobs
-                        stats.add_mismatch(micro_batch)
-                    for reference in self.reference:
-                        micro_batch.ref_logprobs = self.score(reference, micro_batch).logprobs
+        denominators = self._reduce(torch.stack([minibatch.denominator for minibatch in minibatches]), "sum")
+        # Collectives need as many micro-batches on every rank, and an optimizer step needs a gradient.
+        most = self._reduce(torch.tensor([max(1, len(m.micro_batches)) for m in minibatches]), "max").tolist()
+        minibatches = [m.filled_up(count, rollout) for m, count in zip(minibatches, most, strict=True)]
+        update = Update(
+            minibatches, self.loss, self.policy, self.reference, self.sampling.temperature, device=self.device
+        )
+        stats = update.stats
         for _ in range(self.epochs_per_rollout):
-            for minibatch in plan:
-                self.optimizer_step_on(minibatch.micro_batches, minibatch.denominator, stats)
+            for minibatch, denominator in zip(minibatches, denominators, strict=True):
+                count = len(minibatch.micro_batches)
+                stats.grad_norms.append(self.optimizer_step_on(update.losses(minibatch), count, denominator))
         stats.sums = self._reduce(stats.sums, "sum")
         stats.maxima = self._reduce(stats.maxima, "max")
         return stats
 
-    def optimizer_step_on(self, micro_batches: Sequence[MicroBatch], denominator: Tensor, stats: UpdateStats) -> None:
-        """One optimizer step on the gradient of Σ numerators / ``denominator``, both over all ranks.
+    def optimizer_step_on(self, numerators: Iterable[Tensor], count: int, denominator: Tensor) -> float:
+        """Take one optimizer step on the gradient of Σ ``numerators`` / ``denominator``, both over all ranks.
+
+        Args:
+            numerators: of the micro-batches' losses; each is asked for once the one before it has been used.
+            count: how many there are.
+            denominator: scalar, over all ranks.
+
+        Returns:
+            The gradient's norm before clipping.
 
         Raises:
             FloatingPointError: if the gradient is not finite; the weights are then as they were.
@@ -278,23 +318,10 @@ class GroupPolicyModule(LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
-        for i, micro_batch in enumerate(micro_batches):
-            scores = self.score(self.policy, micro_batch)
-            if micro_batch.old_logprobs is None:
-                micro_batch.old_logprobs = scores.logprobs.detach()
-                stats.add_mismatch(micro_batch)
-            inputs = LossInputs(
-                scores.logprobs,
-                micro_batch.old_logprobs,
-                micro_batch.advantages,
-                micro_batch.mask,
-                micro_batch.ref_logprobs,
-            )
-            output = self.loss(inputs)
-            with self._gradient_sync(last=i == len(micro_batches) - 1):
+        for i, numerator in enumerate(numerators):
+            with self._gradient_sync(last=i == count - 1):
                 # The strategy averages gradients over ranks; the denominator already counts them all.
-                self.manual_backward(output.numerator * self.trainer.world_size / denominator)
-            stats.add(inputs, output, scores.entropy)
+                self.manual_backward(numerator * self.trainer.world_size / denominator)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
         if not math.isfinite(grad_norm):
@@ -302,19 +329,13 @@ class GroupPolicyModule(LightningModule):
                 f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm}); "
                 "resume from the last checkpoint with a lower learning rate"
             )
-        stats.grad_norms.append(grad_norm)
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
-
-    def score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
-        """Log-probabilities and entropies of a micro-batch under a policy; the same shapes whenever it is asked."""
-        return score(
-            policy, micro_batch.prompt_ids, micro_batch.completion_ids, micro_batch.mask, self.sampling.temperature
-        )
+        return grad_norm
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once an optimizer step, with the last micro-batch."""
+        """Have ranks exchange gradients once an optimizer step, with the last micro-batch."""
         block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         return nullcontext() if last else block()
 
@@ -331,7 +352,7 @@ class GroupPolicyModule(LightningModule):
         self.evaluate(prompts)
 
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The records of a batch, which ``trainer.predict`` returns."""
+        """Answer and grade a batch; ``trainer.predict`` returns its records."""
         self.evaluate(prompts)
         return self.evaluation_records[-len(prompts.questions) * self.eval_samples :]
 
@@ -340,23 +361,22 @@ class GroupPolicyModule(LightningModule):
         noise = None
         if self.eval_sampling.temperature > 0:
             tokens = self.eval_sampling.max_completion_tokens
-            noise = evaluation_noise(self.seed, prompts.slots, self.eval_samples, tokens)
+            noise = evaluation_noise(self.seed, prompts.indices, self.eval_samples, tokens)
         prompt_ids = [q.prompt_ids for q in prompts.questions]
         rollout = self.engine.generate(prompt_ids, self.eval_samples, self.eval_sampling, noise)
-        completions = self.read(rollout, prompts, self.eval_samples)
-        grades = [grade(c) for c in completions]
+        completions = self.read(rollout, prompts)
+        grades = [grade(completion) for completion in completions]
         self.evaluation_metrics.update(grades)
-        for i, (completion, verdict) in enumerate(zip(completions, grades, strict=True)):
-            question, sample = divmod(i, self.eval_samples)
-            self.evaluation_records.append(
-                {
-                    "question": prompts.questions[question].index,
-                    "sample": sample,
-                    "gold": completion.gold,
-                    **asdict(verdict),
-                    "completion": completion.text,
-                }
+        for row, (completion, graded) in enumerate(zip(completions, grades, strict=True)):
+            prompt, sample = rollout.place(row)
+            record = EvaluationRecord(
+                question=prompts.questions[prompt].index,
+                sample=sample,
+                gold=completion.gold,
+                **asdict(graded),
+                completion=completion.text,
             )
+            self.evaluation_records.append(asdict(record))
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation_metrics.reset()
@@ -393,16 +413,10 @@ class GroupPolicyModule(LightningModule):
 
     # Logs and checkpoints
 
-    def log_rollout(
-        self,
-        prompts: PromptBatch,
-        completions: Sequence[Completion],
-        rewards: Rewards,
-        stats: UpdateStats,
-        rollout_s: float,
-        update_s: float,
-    ) -> None:
-        """Log one training step; values per sequence are means over all ranks' sequences."""
+    def finish_step(self, prompts: PromptBatch, rewards: Rewards, stats: UpdateStats) -> None:
+        """Count one training step and log it; values per sequence are means over all ranks' sequences."""
+        self.rollouts_done = prompts.rollout + 1
+        completions = rewards.completions
         columns = {
             "reward": rewards.total,
             **{f"reward/{name}": part for name, part in rewards.parts.items()},
@@ -430,9 +444,8 @@ class GroupPolicyModule(LightningModule):
             "train/epoch": float(prompts.epoch),
             "rollout/logprob_mismatch": mismatch_mean,
             "rollout/logprob_mismatch_max": mismatch_max,
-            "time/rollout_s": rollout_s,
-            "time/update_s": update_s,
-            "throughput/tokens_per_s": tokens / (rollout_s + update_s),
+            **{f"time/{part}_s": seconds for part, seconds in self.seconds.items()},
+            "throughput/tokens_per_s": tokens / sum(self.seconds.values()),
         }
         self.log_values(values, progress_bar=("train/reward", "train/accuracy"))
 

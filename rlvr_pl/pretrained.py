@@ -15,10 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlvr_pl.embedded import EMBEDDED_MODEL
 from rlvr_pl.types import ConfigError
 
-# Log-probabilities are taken from hidden states and the output embedding alone (policy.py), so a model that rescales
+EMBEDDED_MODEL = Path(__file__).parent / "embedded" / "model"
+
+# Log-probabilities are taken from hidden states and the output embedding alone (scoring.py), so a model that rescales
 # its logits afterwards would be scored wrongly.
 _LOGIT_RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -26,7 +27,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 
 def find_model(name: str) -> str:
-    """Where to load ``name`` from: a folder's path, or a hub id as it is.
+    """Find where to load ``name`` from: a folder's path, or a hub id as it is.
 
     Args:
         name: ``embedded``, the path of a model folder, or a hub id such as ``Qwen/Qwen2.5-1.5B-Instruct``.
@@ -59,7 +60,7 @@ def _unusable(name: str, error: Exception) -> ConfigError:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The model's configuration alone, which shows early whether the model can be used.
+    """Load the model's configuration alone, which shows early whether the model can be used.
 
     Raises:
         ConfigError: if it cannot be found or read, or the model rescales its logits.
@@ -80,7 +81,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy.
+    """Load the tokenizer of a policy.
 
     Raises:
         ConfigError: if it cannot be found or read.
@@ -99,7 +100,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
-    """The policy in float32, whatever the files hold: AdamW at 1e-6 would lose its updates in bfloat16 weights.
+    """Load the policy in float32, whatever the files hold: AdamW at 1e-6 would lose its updates in bfloat16 weights.
 
     Raises:
         ConfigError: if the weights cannot be found or read, or do not fill the model: what is missing would be random.
@@ -118,7 +119,7 @@ def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
 
 
 def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a completion: the tokenizer's, and all of the model's generation config."""
+    """Collect every id that ends a completion: the tokenizer's, and all of the model's generation config."""
     configured = policy.generation_config.eos_token_id if policy.generation_config else None
     ids = [configured] if isinstance(configured, int) else list(configured or ())
     return tuple(dict.fromkeys([*ids, tokenizer.eos_token_id]))

@@ -26,29 +26,29 @@ def _uniforms(keys: Iterable[tuple[int, ...]], tokens: int) -> Tensor:
     return torch.from_numpy(np.stack([_generator(*key).random(tokens, dtype=np.float32) for key in keys]))
 
 
-def rollout_noise(seed: int, rollout: int, slots: Sequence[int], group_size: int, tokens: int) -> Tensor:
-    """Uniforms in [0, 1) for one rollout, (B · G, tokens) float32.
+def rollout_noise(seed: int, rollout: int, prompts: Sequence[int], group_size: int, tokens: int) -> Tensor:
+    """Draw uniforms in [0, 1) for one rollout, (B · G, tokens) float32.
 
     Args:
         seed: of the run.
         rollout: how many came before it.
-        slots: B places in the whole rollout, over all ranks.
+        prompts: B of them, by their number in the whole rollout over all ranks.
         group_size: G.
         tokens: how many a completion may need.
     """
-    return _uniforms(((_ROLLOUT, seed, rollout, slot, g) for slot in slots for g in range(group_size)), tokens)
+    return _uniforms(((_ROLLOUT, seed, rollout, prompt, g) for prompt in prompts for g in range(group_size)), tokens)
 
 
 def evaluation_noise(seed: int, questions: Sequence[int], samples: int, tokens: int) -> Tensor:
-    """Uniforms in [0, 1) for an evaluation, (questions · samples, tokens) float32; the same at every evaluation."""
+    """Draw uniforms in [0, 1) for an evaluation, (questions · samples, tokens) float32: at each one the same."""
     return _uniforms(((_EVALUATION, seed, index, s) for index in questions for s in range(samples)), tokens)
 
 
 def prompt_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """A permutation of ``range(size)``: the order in which an epoch serves the training questions."""
+    """Permute ``range(size)``: the order in which an epoch serves the training questions."""
     return _generator(_PROMPT_ORDER, seed, epoch).permutation(size)
 
 
 def hold_out(seed: int, size: int, count: int) -> set[int]:
-    """``count`` of ``range(size)``: the rows of the train split that are kept for validation."""
+    """Draw ``count`` of ``range(size)``: the rows of the train split that are kept for validation."""
     return set(_generator(_HOLD_OUT, seed).permutation(size)[:count].tolist())

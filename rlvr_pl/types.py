@@ -1,4 +1,16 @@
-"""The records that the parts hand to each other, and the one legend of shapes.
+"""The records that the parts hand to each other, the words that the project uses, and the one legend of shapes.
+
+Words, everywhere in this project:
+    prompt        what the policy continues: a question in the chat template
+    completion    what the policy writes, up to its stop token or the token budget
+    group         the G completions of one prompt, which are compared with each other
+    rollout       one iteration's whole batch of groups (as in Stable-Baselines3; elsewhere often a single completion)
+    minibatch     whole groups of a rollout: what one optimizer step learns from
+    micro-batch   the sequences of a minibatch that go through the policy together: a question of memory alone
+    grade         what is right and wrong about one completion
+    arm           one method of a comparison: settings that are run with several seeds
+    run           one call of ``fit`` and the folder that it fills; in a comparison, one arm with one seed
+    slot          a place in the rollout engine's cache, which one completion after another takes
 
 Shapes, everywhere in this project:
     B  prompts in a rollout (on this rank)
@@ -13,13 +25,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Item = TypeVar("Item")
+
 
 class ConfigError(ValueError):
     """The user's configuration or data cannot be used; the message names the key and the remedy."""
+
+
+def check_at_least(minimum: int, section: str, **settings: int) -> None:
+    """Refuse settings that are too small.
+
+    Args:
+        minimum: the least that is allowed.
+        section: of the configuration, such as ``model``.
+        settings: values by their keys in that section.
+
+    Raises:
+        ConfigError: naming the first of them that is below ``minimum``.
+    """
+    for key, value in settings.items():
+        if value < minimum:
+            raise ConfigError(f"{section}.{key} is {value}; it must be at least {minimum}")
 
 
 @dataclass(frozen=True)
@@ -40,23 +71,25 @@ class PromptBatch:
 
     Attributes:
         questions: B of them.
-        slots: B; each prompt's place in the whole rollout over all ranks, which its noise depends on.
+        indices: B; each prompt's number in the whole rollout over all ranks, or the question's in its split where it is
+            evaluated: its noise depends on it.
         rollout: how many rollouts came before this one.
         epoch: how many times the training questions have all been served.
     """
 
-    def __init__(self, questions: Sequence[Question], slots: Sequence[int], rollout: int = 0, epoch: int = 0) -> None:
+    def __init__(self, questions: Sequence[Question], indices: Sequence[int], rollout: int = 0, epoch: int = 0) -> None:
         self.questions = questions
-        self.slots = slots
+        self.indices = indices
         self.rollout = rollout
         self.epoch = epoch
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled completions; row i · G + j is member j of prompt i's group."""
+    """Sampled completions, N = B · G of them; row i · G + j is member j of prompt i's group."""
 
-    prompt_ids: Sequence[Sequence[int]]  # N prompts, unpadded
+    prompt_ids: Sequence[Sequence[int]]  # B prompts, unpadded
+    group_size: int  # G
     completion_ids: Tensor  # (N, T) int64, padded on the right
     mask: Tensor  # (N, T) bool, True on completion tokens, the stop token included
     sampling_logprobs: Tensor  # (N, T) float32, of the sampled tokens; 0 on pads
@@ -66,6 +99,18 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Completion tokens of each sequence, (N,) int64."""
         return self.mask.sum(dim=1)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the prompt that a row belongs to, and which member of its group it is."""
+        return divmod(row, self.group_size)
+
+    def by_row(self, per_prompt: Sequence[Item]) -> list[Item]:
+        """Turn B things, one a prompt, into N, one a row."""
+        return [item for item in per_prompt for _ in range(self.group_size)]
+
+    def by_group(self, per_row: Tensor) -> Tensor:
+        """Turn a tensor (N,), one number a row, into (B, G), a row a group."""
+        return per_row.view(-1, self.group_size)
 
 
 @dataclass(frozen=True)
@@ -79,7 +124,7 @@ class LossInputs:
     ref_logprobs: Tensor | None = None  # (N, T) float32, log π_ref; only where a KL term asks for it
 
     def __getitem__(self, rows: slice | Tensor) -> LossInputs:
-        """The same inputs for some of the sequences."""
+        """Return the same inputs for some of the sequences."""
         return LossInputs(
             self.logprobs[rows],
             self.old_logprobs[rows],
@@ -104,5 +149,5 @@ class LossOutput:
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` with 0 wherever ``mask`` is False, whatever stood there: ``NaN · 0`` is NaN, ``where`` is not."""
+    """Put 0 wherever ``mask`` is False, whatever stood there: ``NaN · 0`` is NaN, ``where`` is not."""
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))

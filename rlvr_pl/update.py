@@ -1,41 +1,57 @@
-"""The plan of an update and its diagnostics: a rollout cut into minibatches, and those into micro-batches."""
+"""What an update learns from: a rollout cut into minibatches and micro-batches, scored and turned into losses.
+
+::
+
+    rollout, advantages ──▶ cut_into_minibatches ──▶ Minibatch ──▶ MicroBatch
+                                     │
+                                     ▼
+    Update: scores π_old and π_ref once, before the first optimizer step
+      └─ losses(minibatch) ──▶ the numerator of each micro-batch's loss, for the module to run backward on
+
+Nothing here knows of Lightning, of backward passes or of other ranks: those are the module's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from rlvr_pl.batching import batches_by_tokens
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.losses.kl import k3
-from rlvr_pl.policy import plan_micro_batches
+from rlvr_pl.scoring import TokenScores, score
 from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """n sequences that go through the policy together; T is their longest completion."""
+    """Some n sequences that go through the policy together; T is their longest completion."""
 
-    prompt_ids: Sequence[Sequence[int]]
+    prompt_ids: Sequence[Sequence[int]]  # n prompts, unpadded
     completion_ids: Tensor  # (n, T)
     mask: Tensor  # (n, T)
     advantages: Tensor  # (n,)
     sampling_logprobs: Tensor  # (n, T)
-    old_logprobs: Tensor | None = None  # (n, T); None until scored
-    ref_logprobs: Tensor | None = None  # (n, T)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Minibatch:
-    """What one optimizer step learns from."""
+    """What one optimizer step learns from, on this rank."""
 
-    micro_batches: list[MicroBatch]
-    denominator: Tensor  # of the loss, scalar: this rank's share when planned, all ranks' when used
+    micro_batches: Sequence[MicroBatch]
+    denominator: Tensor  # this rank's share of the loss's denominator, scalar
+
+    def filled_up(self, micro_batches: int, rollout: Rollout) -> Minibatch:
+        """Add empty micro-batches up to a number of them: ranks must all run as many backward passes."""
+        missing = micro_batches - len(self.micro_batches)
+        return Minibatch([*self.micro_batches, *(empty_micro_batch(rollout) for _ in range(missing))], self.denominator)
 
 
-def plan_update(
+def cut_into_minibatches(
     rollout: Rollout,
     advantages: Tensor,
     loss: LossStrategy,
@@ -55,37 +71,34 @@ def plan_update(
         token_budget: tokens of a micro-batch at most, pads included.
         max_completion_tokens: the generation budget.
     """
-    lengths = rollout.lengths.tolist()
+    lengths, prompts = rollout.lengths.tolist(), rollout.by_row(rollout.prompt_ids)
     learns = (advantages != 0).tolist() if loss.zero_advantage_is_inert else [True] * len(lengths)
-    plan = []
+
+    def micro_batch(rows: list[int]) -> MicroBatch:
+        longest = max(lengths[i] for i in rows)
+        return MicroBatch(
+            prompt_ids=[prompts[i] for i in rows],
+            completion_ids=rollout.completion_ids[rows, :longest],
+            mask=rollout.mask[rows, :longest],
+            advantages=advantages[rows],
+            sampling_logprobs=rollout.sampling_logprobs[rows, :longest],
+        )
+
+    cut = []
     for rows in torch.arange(len(lengths)).chunk(minibatches):
         active = [i for i in rows.tolist() if learns[i]]
-        totals = [len(rollout.prompt_ids[i]) + lengths[i] for i in active]
-        plan.append(
+        batches = batches_by_tokens([len(prompts[i]) + lengths[i] for i in active], token_budget)
+        cut.append(
             Minibatch(
-                micro_batches=[
-                    _select(rollout, advantages, [active[i] for i in chosen])
-                    for chosen in plan_micro_batches(totals, token_budget)
-                ],
+                micro_batches=[micro_batch([active[i] for i in chosen]) for chosen in batches],
                 denominator=loss.denominator(rollout.mask[rows], max_completion_tokens),
             )
         )
-    return plan
-
-
-def _select(rollout: Rollout, advantages: Tensor, rows: list[int]) -> MicroBatch:
-    longest = int(rollout.lengths[rows].max())
-    return MicroBatch(
-        prompt_ids=[rollout.prompt_ids[i] for i in rows],
-        completion_ids=rollout.completion_ids[rows, :longest],
-        mask=rollout.mask[rows, :longest],
-        advantages=advantages[rows],
-        sampling_logprobs=rollout.sampling_logprobs[rows, :longest],
-    )
+    return cut
 
 
 def empty_micro_batch(rollout: Rollout) -> MicroBatch:
-    """A micro-batch without a single completion token: its gradient is 0, and it takes part in collectives."""
+    """Make a micro-batch without a single completion token: its gradient is 0, and it takes part in collectives."""
     device = rollout.mask.device
     return MicroBatch(
         prompt_ids=[rollout.prompt_ids[0][:1]],
@@ -94,6 +107,75 @@ def empty_micro_batch(rollout: Rollout) -> MicroBatch:
         advantages=torch.zeros(1, dtype=torch.float32, device=device),
         sampling_logprobs=torch.zeros(1, 1, dtype=torch.float32, device=device),
     )
+
+
+class Update:
+    """The losses of a rollout's optimizer steps, and their diagnostics.
+
+    What an objective compares the policy with is scored here, before the first optimizer step: π_old of every minibatch
+    but the first, whose old log-probabilities are its own current ones when it is first asked for, and π_ref of all.
+
+    Args:
+        minibatches: of the rollout, in the order in which they are asked for.
+        loss: the objective.
+        policy: what learns.
+        references: the reference policy where the objective needs one, else nothing.
+        temperature: of the sampler.
+        device: of the diagnostics.
+    """
+
+    def __init__(
+        self,
+        minibatches: Sequence[Minibatch],
+        loss: LossStrategy,
+        policy: PreTrainedModel,
+        references: Sequence[PreTrainedModel],
+        temperature: float,
+        device: torch.device,
+    ) -> None:
+        self.loss = loss
+        self.policy = policy
+        self.temperature = temperature
+        self.stats = UpdateStats(device)
+        self._old_logprobs: dict[MicroBatch, Tensor] = {}
+        self._ref_logprobs: dict[MicroBatch, Tensor] = {}
+        with torch.no_grad():
+            for step, minibatch in enumerate(minibatches):
+                for micro_batch in minibatch.micro_batches:
+                    if step > 0:
+                        self._old(micro_batch, self._score(policy, micro_batch).logprobs)
+                    for reference in references:
+                        self._ref_logprobs[micro_batch] = self._score(reference, micro_batch).logprobs
+
+    def losses(self, minibatch: Minibatch) -> Iterator[Tensor]:
+        """Compute the loss of a minibatch, a micro-batch at a time.
+
+        Yields:
+            Numerators with gradient, scalar; they add up to the loss times its denominator over all ranks.
+        """
+        for micro_batch in minibatch.micro_batches:
+            scores = self._score(self.policy, micro_batch)
+            inputs = LossInputs(
+                scores.logprobs,
+                self._old(micro_batch, scores.logprobs),
+                micro_batch.advantages,
+                micro_batch.mask,
+                self._ref_logprobs.get(micro_batch),
+            )
+            output = self.loss(inputs)
+            self.stats.add(inputs, output, scores.entropy)
+            yield output.numerator
+
+    def _old(self, micro_batch: MicroBatch, logprobs: Tensor) -> Tensor:
+        """log π_old of a micro-batch, (n, T): the log-probabilities of the first time that it was scored."""
+        if micro_batch not in self._old_logprobs:
+            self._old_logprobs[micro_batch] = logprobs.detach()
+            self.stats.add_mismatch(micro_batch, self._old_logprobs[micro_batch])
+        return self._old_logprobs[micro_batch]
+
+    def _score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
+        """Score a micro-batch under a policy: the same code and the same shapes for π_θ, π_old and π_ref."""
+        return score(policy, micro_batch.prompt_ids, micro_batch.completion_ids, micro_batch.mask, self.temperature)
 
 
 class UpdateStats:
@@ -130,16 +212,15 @@ class UpdateStats:
         self.maxima[0] = torch.maximum(self.maxima[0], output.ratio[elements].max())
 
     @torch.no_grad()
-    def add_mismatch(self, micro_batch: MicroBatch) -> None:
-        """Count how far the log-probabilities of a scored micro-batch are from those that the engine sampled with."""
-        assert micro_batch.old_logprobs is not None
-        difference = masked((micro_batch.old_logprobs - micro_batch.sampling_logprobs).abs(), micro_batch.mask)
+    def add_mismatch(self, micro_batch: MicroBatch, old_logprobs: Tensor) -> None:
+        """Count how far the log-probabilities of a micro-batch, (n, T), are from those that the engine sampled with."""
+        difference = masked((old_logprobs - micro_batch.sampling_logprobs).abs(), micro_batch.mask)
         self.sums[-2] += difference.sum(dtype=torch.float64)
         self.sums[-1] += micro_batch.mask.sum()
         self.maxima[1] = torch.maximum(self.maxima[1], difference.max())
 
     def means(self) -> dict[str, float]:
-        """The logged values. A ratio counts once per token or once per sequence, as the objective has it."""
+        """Compute the logged values. A ratio counts once per token or once per sequence, as the objective has it."""
         sums = self._named_sums()
         elements, tokens = max(sums["elements"], 1), max(sums["tokens"], 1)
         return {
@@ -154,7 +235,7 @@ class UpdateStats:
         }
 
     def logprob_mismatch(self) -> tuple[float, float]:
-        """|log π_old − log π_sampled| of the tokens that learn, mean and maximum: rounding, where all is well."""
+        """Compute the mean and the maximum of |log π_old − log π_sampled|: rounding, where all is well."""
         sums = self._named_sums()
         return sums["mismatch"] / max(sums["rescored"], 1), float(self.maxima[1])
 

@@ -24,12 +24,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
-from rlvr_pl.embedded import EMBEDDED_MODEL
-from rlvr_pl.pretrained import find_model, load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.pretrained import EMBEDDED_MODEL, find_model, load_config, load_policy, load_tokenizer, stop_token_ids
 from rlvr_pl.types import ConfigError
+from tests.helpers.policies import tiny_model
 
 REMEDY = ". Check the name and the network, or give the path of a downloaded folder, or 'embedded'"
 
@@ -38,18 +37,8 @@ REMEDY = ". Check the name and the network, or give the path of a downloaded fol
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2 in bfloat16, with the embedded tokenizer; not to be changed."""
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        attention_dropout=0.25,
-        eos_token_id=[5, 7],
-    )
-    Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    tiny_model(**shape, attention_dropout=0.25, eos_token_id=[5, 7]).bfloat16().save_pretrained(folder)
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder)
     return folder
 

@@ -14,7 +14,7 @@ from rlvr_pl.randomness import evaluation_noise, hold_out, prompt_order, rollout
 
 
 def test_rollout_noise_stays_what_it_is() -> None:
-    noise = rollout_noise(seed=7, rollout=3, slots=[5, 0], group_size=2, tokens=3)
+    noise = rollout_noise(seed=7, rollout=3, prompts=[5, 0], group_size=2, tokens=3)
     assert noise.dtype == torch.float32
     assert noise.tolist() == [
         [0.2552446722984314, 0.25286924839019775, 0.8752532601356506],
@@ -43,8 +43,8 @@ def test_prompt_order_and_hold_out_stay_what_they_are() -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     whole = rollout_noise(1, 2, range(6), group_size=3, tokens=8).view(6, 3, 8)
-    for slots in ([0], [5, 1], [4, 0, 2], [3, 3]):
-        assert torch.equal(rollout_noise(1, 2, slots, 3, 8).view(-1, 3, 8), whole[slots])
+    for prompts in ([0], [5, 1], [4, 0, 2], [3, 3]):
+        assert torch.equal(rollout_noise(1, 2, prompts, 3, 8).view(-1, 3, 8), whole[prompts])
     assert torch.equal(rollout_noise(1, 2, range(6), group_size=2, tokens=8).view(6, 2, 8), whole[:, :2])
     whole = evaluation_noise(1, range(6), samples=3, tokens=8).view(6, 3, 8)
     for questions in ([0], [5, 1], [4, 0, 2], [3, 3]):
@@ -73,7 +73,7 @@ def test_nothing_is_carried_from_call_to_call() -> None:
 # Different keys, different numbers.
 
 
-def test_no_two_rows_of_any_seed_rollout_slot_and_member_are_alike() -> None:
+def test_no_two_rows_of_any_seed_rollout_prompt_and_member_are_alike() -> None:
     seeds, rollouts = (0, 1, 2**32 - 1), (0, 1, 255)
     rows = torch.cat([rollout_noise(s, r, range(5), 4, 4) for s in seeds for r in rollouts])
     rows = torch.cat([rows, *(evaluation_noise(s, range(7), 4, 4) for s in seeds)])
@@ -82,11 +82,11 @@ def test_no_two_rows_of_any_seed_rollout_slot_and_member_are_alike() -> None:
 
 
 def test_swapped_keys_are_not_alike() -> None:
-    """Seed, rollout, slot and member are places of a key, not terms of a sum."""
-    one = rollout_noise(seed=1, rollout=2, slots=[3], group_size=1, tokens=4)
-    assert not torch.equal(one, rollout_noise(seed=2, rollout=1, slots=[3], group_size=1, tokens=4))
-    assert not torch.equal(one, rollout_noise(seed=1, rollout=3, slots=[2], group_size=1, tokens=4))
-    members = rollout_noise(seed=1, rollout=2, slots=[0, 3], group_size=4, tokens=4).view(2, 4, 4)
+    """Seed, rollout, prompt and member are places of a key, not terms of a sum."""
+    one = rollout_noise(seed=1, rollout=2, prompts=[3], group_size=1, tokens=4)
+    assert not torch.equal(one, rollout_noise(seed=2, rollout=1, prompts=[3], group_size=1, tokens=4))
+    assert not torch.equal(one, rollout_noise(seed=1, rollout=3, prompts=[2], group_size=1, tokens=4))
+    members = rollout_noise(seed=1, rollout=2, prompts=[0, 3], group_size=4, tokens=4).view(2, 4, 4)
     assert not torch.equal(members[0, 3], members[1, 0])
 
 
@@ -114,13 +114,13 @@ def test_the_statistic_sees_what_is_not_uniform() -> None:
     assert ks_statistic(0.94 * uniform) > 1.95
 
 
-@pytest.mark.parametrize("vary", ["token", "member", "slot", "rollout", "seed", "question"])
+@pytest.mark.parametrize("vary", ["token", "member", "prompt", "rollout", "seed", "question"])
 def test_uniform_along_every_part_of_the_key(vary: str) -> None:
     n = 4000
     noise = {
         "token": lambda: rollout_noise(0, 0, [0], 1, n),
         "member": lambda: rollout_noise(0, 0, [0], n, 1),
-        "slot": lambda: rollout_noise(0, 0, range(n), 1, 1),
+        "prompt": lambda: rollout_noise(0, 0, range(n), 1, 1),
         "rollout": lambda: torch.cat([rollout_noise(0, rollout, [0], 1, 1) for rollout in range(n)]),
         "seed": lambda: torch.cat([rollout_noise(seed, 0, [0], 1, 1) for seed in range(n)]),
         "question": lambda: evaluation_noise(0, range(n), 1, 1),

@@ -1,4 +1,4 @@
-"""The plan of an update and its diagnostics, on hand-made rollouts."""
+"""How a rollout is cut up, and the diagnostics of an update, on hand-made rollouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlvr_pl.losses.aggregation import TokenMean
 from rlvr_pl.losses.policy_loss import PPOClip
 from rlvr_pl.losses.ratio import token
 from rlvr_pl.types import LossInputs, LossOutput, Rollout
-from rlvr_pl.update import MicroBatch, Minibatch, UpdateStats, empty_micro_batch, plan_update
+from rlvr_pl.update import MicroBatch, Minibatch, UpdateStats, cut_into_minibatches, empty_micro_batch
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,8 @@ def mask_of(lengths: Sequence[int]) -> Tensor:
 def hand_rollout() -> Rollout:
     mask = mask_of(LENGTHS)
     return Rollout(
-        prompt_ids=[[7] * (i // 2 + 1) for i in range(8)],
+        prompt_ids=[[7] * (i + 1) for i in range(4)],
+        group_size=2,
         completion_ids=(torch.arange(8).unsqueeze(1) * 100 + torch.arange(8)).masked_fill(~mask, -1),
         mask=mask,
         sampling_logprobs=torch.zeros(8, 8),
@@ -46,47 +47,47 @@ def token_mean() -> LossStrategy:
     return LossStrategy(AdvantageEstimator(), token, PPOClip(0.2, 0.2), TokenMean())
 
 
-def plan_of(loss: LossStrategy, minibatches: int, token_budget: int = 10_000) -> list[Minibatch]:
-    return plan_update(hand_rollout(), ADVANTAGES, loss, minibatches, token_budget, T_MAX)
+def minibatches_of(loss: LossStrategy, minibatches: int, token_budget: int = 10_000) -> list[Minibatch]:
+    return cut_into_minibatches(hand_rollout(), ADVANTAGES, loss, minibatches, token_budget, T_MAX)
 
 
 def rows_of(micro_batch: MicroBatch) -> list[int]:
     return (micro_batch.completion_ids[:, 0] // 100).tolist()
 
 
-def plan_rows(plan: list[Minibatch]) -> list[list[list[int]]]:
-    return [[rows_of(micro_batch) for micro_batch in minibatch.micro_batches] for minibatch in plan]
+def row_lists(minibatches: list[Minibatch]) -> list[list[list[int]]]:
+    return [[rows_of(micro_batch) for micro_batch in minibatch.micro_batches] for minibatch in minibatches]
 
 
-# The plan
+# The cut
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 4])
 def test_minibatches_hold_whole_neighbouring_groups(minibatches: int) -> None:
-    plan = plan_rows(plan_of(GRPO(beta=0.04), minibatches))
+    cut = row_lists(minibatches_of(GRPO(beta=0.04), minibatches))
     size = 8 // minibatches
-    assert [sorted(i for rows in minibatch for i in rows) for minibatch in plan] == [
+    assert [sorted(i for rows in minibatch for i in rows) for minibatch in cut] == [
         list(range(start, start + size)) for start in range(0, 8, size)
     ]
 
 
 def test_micro_batches_are_filled_by_prompt_and_completion_tokens() -> None:
     # Totals: 6, 3, 10, 3, 6, 6, 10, 8, so from long to short 2, 6, 7, 0, 4, 5, 1, 3.
-    assert plan_rows(plan_of(GRPO(beta=0.04), 1, token_budget=20)) == [[[2, 6], [7, 0], [4, 5, 1], [3]]]
-    assert plan_rows(plan_of(GRPO(beta=0.04), 2, token_budget=20)) == [[[2, 0], [1, 3]], [[6, 7], [4, 5]]]
-    assert plan_rows(plan_of(GRPO(beta=0.04), 2, token_budget=1)) == [[[2], [0], [1], [3]], [[6], [7], [4], [5]]]
+    assert row_lists(minibatches_of(GRPO(beta=0.04), 1, token_budget=20)) == [[[2, 6], [7, 0], [4, 5, 1], [3]]]
+    assert row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=20)) == [[[2, 0], [1, 3]], [[6, 7], [4, 5]]]
+    assert row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=1)) == [[[2], [0], [1], [3]], [[6], [7], [4], [5]]]
 
 
 @pytest.mark.parametrize("loss", [GRPO(beta=0.0), DrGRPO(), GSPO(), GSPOToken(), token_mean()])
 def test_without_a_kl_term_zero_advantages_are_left_out(loss: LossStrategy) -> None:
-    assert plan_rows(plan_of(loss, 1)) == [[[7, 0, 4, 5, 1]]]
-    assert plan_rows(plan_of(loss, 4)) == [[[0, 1]], [], [[4, 5]], [[7]]]
+    assert row_lists(minibatches_of(loss, 1)) == [[[7, 0, 4, 5, 1]]]
+    assert row_lists(minibatches_of(loss, 4)) == [[[0, 1]], [], [[4, 5]], [[7]]]
 
 
 @pytest.mark.parametrize("loss", [GRPO(beta=0.04), DrGRPO(beta=0.1), GSPO(beta=1.0), GSPOToken(beta=1e-9)])
 def test_with_a_kl_term_they_are_kept(loss: LossStrategy) -> None:
-    assert plan_rows(plan_of(loss, 1)) == [[[2, 6, 7, 0, 4, 5, 1, 3]]]
-    assert plan_rows(plan_of(loss, 4)) == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
+    assert row_lists(minibatches_of(loss, 1)) == [[[2, 6, 7, 0, 4, 5, 1, 3]]]
+    assert row_lists(minibatches_of(loss, 4)) == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -103,35 +104,33 @@ def test_denominators_keep_what_is_left_out(
     objective: type[GRPO], whole: int, halves: list[int], quarters: list[int], beta: float
 ) -> None:
     for minibatches, expected in {1: [whole], 2: halves, 4: quarters}.items():
-        plan = plan_of(objective(beta=beta), minibatches, token_budget=6)
+        plan = minibatches_of(objective(beta=beta), minibatches, token_budget=6)
         assert [m.denominator.item() for m in plan] == expected
 
 
 def test_a_token_denominator_keeps_the_tokens_of_what_is_left_out() -> None:
-    assert [m.denominator.item() for m in plan_of(token_mean(), 1)] == [32]
-    assert [m.denominator.item() for m in plan_of(token_mean(), 2)] == [16, 16]
-    assert [m.denominator.item() for m in plan_of(token_mean(), 4)] == [7, 9, 6, 10]
+    assert [m.denominator.item() for m in minibatches_of(token_mean(), 1)] == [32]
+    assert [m.denominator.item() for m in minibatches_of(token_mean(), 2)] == [16, 16]
+    assert [m.denominator.item() for m in minibatches_of(token_mean(), 4)] == [7, 9, 6, 10]
 
 
 def test_a_micro_batch_carries_its_sequences_and_is_as_wide_as_the_longest() -> None:
     rollout = hand_rollout()
-    (minibatch,) = plan_of(GRPO(beta=0), 1, token_budget=16)
+    (minibatch,) = minibatches_of(GRPO(beta=0), 1, token_budget=16)
     assert [rows_of(m) for m in minibatch.micro_batches] == [[7, 0], [4, 5], [1]]
     for micro_batch, width in zip(minibatch.micro_batches, [5, 3, 2], strict=True):
         rows = rows_of(micro_batch)
-        assert micro_batch.prompt_ids == [rollout.prompt_ids[i] for i in rows]
+        assert micro_batch.prompt_ids == [rollout.prompt_ids[i // 2] for i in rows]
         assert torch.equal(micro_batch.completion_ids, rollout.completion_ids[rows, :width])
         assert torch.equal(micro_batch.mask, rollout.mask[rows, :width])
         assert torch.equal(micro_batch.advantages, ADVANTAGES[rows])
-        assert micro_batch.old_logprobs is None
-        assert micro_batch.ref_logprobs is None
         lengths = micro_batch.mask.sum(1).tolist()
         assert lengths == [LENGTHS[i] for i in rows]
 
 
 def test_without_any_advantage_a_minibatch_has_no_micro_batch_but_its_denominator() -> None:
-    plan = plan_update(hand_rollout(), torch.zeros(8), GRPO(beta=0), 2, 100, T_MAX)
-    assert plan_rows(plan) == [[], []]
+    plan = cut_into_minibatches(hand_rollout(), torch.zeros(8), GRPO(beta=0), 2, 100, T_MAX)
+    assert row_lists(plan) == [[], []]
     assert [m.denominator.item() for m in plan] == [4, 4]
 
 
@@ -148,6 +147,16 @@ def test_an_empty_micro_batch_has_a_loss_and_a_gradient_of_0(loss: LossStrategy)
     (gradient,) = torch.autograd.grad(output.numerator, logprobs)
     assert output.numerator.item() == 0
     assert gradient.tolist() == [[0.0]]
+
+
+def test_a_minibatch_is_filled_up_with_empty_micro_batches_and_keeps_its_denominator() -> None:
+    (minibatch,) = minibatches_of(GRPO(beta=0), 1, token_budget=16)
+    filled = minibatch.filled_up(5, hand_rollout())
+    assert list(filled.micro_batches[:3]) == list(minibatch.micro_batches)
+    assert [micro_batch.mask.tolist() for micro_batch in filled.micro_batches[3:]] == [[[False]], [[False]]]
+    assert filled.denominator is minibatch.denominator
+    assert len(minibatch.micro_batches) == 3, "the minibatch itself is as it was"
+    assert list(minibatch.filled_up(3, hand_rollout()).micro_batches) == list(minibatch.micro_batches)
 
 
 # The diagnostics
@@ -329,26 +338,26 @@ def test_the_diagnostics_keep_no_graph() -> None:
 # The sampler's log-probabilities against the scored ones
 
 
-def scored(old: list[list[float]], sampled: list[list[float]], lengths: list[int]) -> MicroBatch:
+def scored(old: list[list[float]], sampled: list[list[float]], lengths: list[int]) -> tuple[MicroBatch, Tensor]:
     mask = mask_of(lengths)
-    return MicroBatch(
+    micro_batch = MicroBatch(
         prompt_ids=[[1]] * len(lengths),
         completion_ids=torch.zeros(mask.shape, dtype=torch.long),
         mask=mask,
         advantages=torch.ones(len(lengths)),
         sampling_logprobs=torch.tensor(sampled),
-        old_logprobs=torch.tensor(old),
     )
+    return micro_batch, torch.tensor(old)
 
 
 @pytest.mark.parametrize("pad", [0.0, 1e9, math.inf, math.nan])
 def test_the_mismatch_is_a_mean_over_tokens_and_a_maximum(pad: float) -> None:
     stats = UpdateStats(CPU)
-    stats.add_mismatch(scored([[-1.0, -2.0], [-0.5, pad]], [[-1.25, -2.0], [0.5, -3.0]], [2, 1]))
+    stats.add_mismatch(*scored([[-1.0, -2.0], [-0.5, pad]], [[-1.25, -2.0], [0.5, -3.0]], [2, 1]))
     assert stats.logprob_mismatch() == ((0.25 + 0.0 + 1.0) / 3, 1.0)
-    stats.add_mismatch(scored([[-4.0, -4.0]], [[-2.5, -4.125]], [2]))
+    stats.add_mismatch(*scored([[-4.0, -4.0]], [[-2.5, -4.125]], [2]))
     assert stats.logprob_mismatch() == ((0.25 + 0.0 + 1.0 + 1.5 + 0.125) / 5, 1.5)
-    stats.add_mismatch(scored([[-0.5]], [[-0.625]], [1]))
+    stats.add_mismatch(*scored([[-0.5]], [[-0.625]], [1]))
     assert stats.logprob_mismatch() == (3.0 / 6, 1.5)
 
 
@@ -356,10 +365,9 @@ def test_without_a_scored_token_there_is_no_mismatch() -> None:
     stats = UpdateStats(CPU)
     assert stats.logprob_mismatch() == (0.0, 0.0)
     filler = empty_micro_batch(hand_rollout())
-    filler.old_logprobs = torch.full((1, 1), math.nan)
-    stats.add_mismatch(filler)
+    stats.add_mismatch(filler, torch.full((1, 1), math.nan))
     assert stats.logprob_mismatch() == (0.0, 0.0)
-    stats.add_mismatch(scored([[-1.0]], [[math.nan]], [1]))
+    stats.add_mismatch(*scored([[-1.0]], [[math.nan]], [1]))
     assert all(math.isnan(value) for value in stats.logprob_mismatch())  # seen, not hidden
 
 
@@ -367,6 +375,6 @@ def test_the_mismatch_and_the_other_diagnostics_leave_each_other_alone() -> None
     stats = UpdateStats(CPU)
     stats.add(*token_level())
     stats.grad_norms.extend([1.0, 4.0])
-    stats.add_mismatch(scored([[-1.0]], [[-8.0]], [1]))
+    stats.add_mismatch(*scored([[-1.0]], [[-8.0]], [1]))
     assert stats.means() == pytest.approx(TOKEN_MEANS, rel=1e-6)
     assert stats.logprob_mismatch() == (7.0, 7.0)

@@ -1,8 +1,7 @@
-"""``python -m rlvr_pl compare`` and ``report``."""
+"""``python -m rlvr_pl compare``: from a comparison file to finished runs and their report."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -13,76 +12,63 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_pl.callbacks import Interrupted
-from rlvr_pl.cli import COMPARE_COMMANDS, PROGRAM
+from rlvr_pl.cli import PROGRAM, CommandParser
 from rlvr_pl.compare.comparison_file import check_parallel, load_comparison
-from rlvr_pl.compare.lock import is_locked, locked
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Costs, Workload, duration, make_display
-from rlvr_pl.compare.record import COMPARISON_LOCK, begin, check_unchanged
-from rlvr_pl.compare.runner import OUTPUT, Runner, child_environment, last_lines, start
-from rlvr_pl.run_state import RunState, read_run_state
+from rlvr_pl.compare.record import begin, check_unchanged
+from rlvr_pl.compare.runner import Runner, child_environment, last_lines, start
+from rlvr_pl.report.command import report_on
+from rlvr_pl.run.checkpoints import Interrupted
+from rlvr_pl.run.folder import OUTPUT
+from rlvr_pl.run.lock import is_locked
+from rlvr_pl.run.state import RunState, read_run_state
 from rlvr_pl.types import ConfigError
 
 EXAMPLE = "examples/compare.slurm"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}. See {self.prog} --help")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Of both subcommands."""
-    parser = _Parser(prog=PROGRAM, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    compare = commands.add_parser("compare", description=COMPARE_COMMANDS["compare"], allow_abbrev=False)
-    compare.add_argument("--config", required=True, type=Path, metavar="FILE", help="the comparison: arms, seeds, base")
-    compare.add_argument(
+def make_parser() -> CommandParser:
+    """Make the parser of the subcommand."""
+    parser = CommandParser("compare")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the comparison: arms, seeds, base")
+    parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="ARM[,SEED]",
         help=f"run this part alone; may be given again. {EXAMPLE} spreads the runs over a cluster with it",
     )
-    compare.add_argument(
+    parser.add_argument(
         "--processes",
         type=int,
         metavar="N",
         help="runs at a time, in place of what the file says; they share the cores",
     )
-    compare.add_argument(
+    parser.add_argument(
         "--devices", metavar="0,1", help="the GPUs that the runs are dealt out to, in place of what the file says"
     )
-    compare.add_argument(
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan, the budget, and how long it would take by one measured rollout; leave nothing behind",
     )
-    report = commands.add_parser("report", description=COMPARE_COMMANDS["report"], allow_abbrev=False)
-    report.add_argument("folder", type=Path, metavar="RUNS_DIR", help="with a folder an arm, and in it one a seed")
     return parser
 
 
-def run_command(arguments: Sequence[str]) -> None:
-    """Run ``compare`` or ``report``.
+def compare_command(arguments: Sequence[str]) -> None:
+    """Run ``compare`` with these arguments.
 
     Raises:
-        ConfigError: for what the user can mend.
+        ConfigError: for what the user can fix.
         Interrupted: once every run has written what it goes on from.
         SystemExit: with status 1 if a run has failed.
     """
     parsed = make_parser().parse_args(arguments)
-    if parsed.command == "report":
-        if not parsed.folder.is_dir():
-            raise ConfigError(f"there is no folder {str(parsed.folder)!r}")
-        write_report(parsed.folder)
-        return
     comparison = in_parallel(load_comparison(parsed.config), parsed.processes, parsed.devices)
     runs = comparison.runs(parsed.only)
     print(f"Checking {len(comparison.arms)} arms …", flush=True)
@@ -97,7 +83,7 @@ def run_command(arguments: Sequence[str]) -> None:
 
 
 def in_parallel(comparison: Comparison, processes: int | None, devices: str | None) -> Comparison:
-    """The comparison with the command line's processes and devices, where it gives any."""
+    """Take the command line's processes and devices, where it gives any."""
     if devices is not None:
         parts = devices.split(",")
         numbers = [int(part) if part.isdecimal() else part for part in parts]
@@ -120,7 +106,7 @@ def compare(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str,
             f"Interrupted: {len(outcome.finished)} of {len(runs)} runs finished. The same command goes on from there."
         )
     try:
-        write_report(comparison.folder)
+        report_on(comparison.folder)
     except ConfigError as error:
         if not outcome.failed:
             raise
@@ -129,23 +115,15 @@ def compare(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str,
         sys.exit(1)
 
 
-def write_report(folder: Path) -> None:
-    """Write the report, one process at a time, and say where it lies."""
-    from rlvr_pl.compare.report import write_report as write  # loads plots and tables, which the runs do without
-
-    with locked(folder / COMPARISON_LOCK):
-        print(f"report: {write(folder)}")
-
-
 # The dry run
 
 
 def dry_run(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload]) -> None:
     """Print what ``compare`` would do, then measure a rollout and say how long it would take."""
     console = Console()
-    states = {run: plan_of(run) for run in runs}
+    states = {run: status_of(run) for run in runs}
     print_plan(comparison, states, workloads, console)
-    undone = [run for run, plan in states.items() if plan != "finished"]
+    undone = [run for run, status in states.items() if status != "finished"]
     if not undone:
         console.print("Nothing is left to run.")
         return
@@ -174,8 +152,8 @@ def dry_run(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str,
     )
 
 
-def plan_of(run: Run) -> str:
-    """What ``compare`` would do with a run."""
+def status_of(run: Run) -> str:
+    """Say what ``compare`` would do with a run."""
     if run.finished:
         return "finished"
     if is_locked(run.lock):
@@ -186,33 +164,33 @@ def plan_of(run: Run) -> str:
 def print_plan(
     comparison: Comparison, states: Mapping[Run, str], workloads: Mapping[str, Workload], console: Console
 ) -> None:
-    """Arms × seeds, each arm's budget, and how to run one of them by hand."""
+    """Print arms × seeds, each arm's budget, and how to run one of them by hand."""
     runs = list(states)
-    plan = Table(title=f"{comparison.folder}: {len(runs)} runs")
+    table = Table(title=f"{comparison.folder}: {len(runs)} runs")
     by_state: dict[str, list[Run]] = {}
     for run, state in states.items():
         by_state.setdefault(state, []).append(run)
     for column in ("arm", *(f"seeds: {state}" for state in by_state)):
-        plan.add_column(column)
+        table.add_column(column)
     for column in ("rollouts", "samples", "optimizer steps"):
-        plan.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for arm in dict.fromkeys(run.arm for run in runs):
         load = workloads[arm]
         seeds = (" ".join(str(run.seed) for run in group if run.arm == arm) for group in by_state.values())
         budget = (f"{count:,}" for count in (load.rollouts, load.samples, load.optimizer_steps))
-        plan.add_row(arm, *seeds, *budget)
-    console.print(plan)
+        table.add_row(arm, *seeds, *budget)
+    console.print(table)
     totals = [workloads[run.arm] for run in runs]
     console.print(
         f"in all {sum(load.rollouts for load in totals):,} rollouts, {sum(load.samples for load in totals):,} samples",
         highlight=False,
     )
-    command = shlex.join(["python", "-m", "rlvr_pl", *comparison.fit_arguments(runs[0])])
+    command = f"{PROGRAM} {shlex.join(comparison.fit_arguments(runs[0]))}"
     console.print(f"{runs[0]} by hand: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def measure(comparison: Comparison, run: Run) -> tuple[Costs, float]:
-    """Seconds of a run's parts and of its start, by a fit of one rollout in a folder that is then removed.
+    """Measure the seconds of a run's parts and of its start, by a fit of one rollout in a folder that is then removed.
 
     Raises:
         ConfigError: if it fails, with the end of its output.

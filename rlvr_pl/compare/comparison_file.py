@@ -11,22 +11,23 @@ from typing import Any
 
 import yaml
 
-from rlvr_pl.compare.plan import SEED_OFFSET, Comparison, Flat
+from rlvr_pl.compare.plan import Comparison
+from rlvr_pl.run.comparison import DATA, FIGURES, SEED_OFFSET
+from rlvr_pl.run.configuration import Flat, belongs_to_a_run
 from rlvr_pl.types import ConfigError
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
-_TAKEN = {"data", "figures", "null"}  # folders of the report, and what YAML takes for nothing
-_OWN = ("seed_everything", "trainer.logger", "ckpt_path", "config", "data.seed", "model.seed")
+_TAKEN = {DATA, FIGURES, "null"}  # folders of the report, and what YAML takes for nothing
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML would take the last of two arms of one name, without a word."""
+    """Refuses a key that is there twice: YAML would take the last of two arms of one name, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(problem=f"{name!r} stands there twice")
+                raise yaml.constructor.ConstructorError(problem=f"{name!r} is listed twice")
         return super().construct_mapping(node, deep)
 
 
@@ -124,7 +125,7 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
         raise ConfigError(f"seeds is {seeds!r}; it must be a list of numbers from 0 to 2³² − 1, such as [0, 1, 2]")
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
-        raise ConfigError(f"seeds: {', '.join(map(str, twice))} stands there twice; a repeated run adds no evidence")
+        raise ConfigError(f"seeds: {', '.join(map(str, twice))} is listed twice; a repeated run adds no evidence")
     return tuple(seeds)
 
 
@@ -134,6 +135,6 @@ def _overrides(overrides: Any, where: str) -> Flat:
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
         raise ConfigError(f"{where} is {overrides!r}; it must map dotted keys of fit to values")
     for key in overrides:
-        if any(key == own or key.startswith(f"{own}.") for own in _OWN):
+        if belongs_to_a_run(key) or key == "config":
             raise ConfigError(f"{where}: {key} is set for each run by the comparison; leave it out")
     return dict(overrides)

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlvr_pl.compare.lock import is_locked
-from rlvr_pl.compare.resolve import resolve
-from rlvr_pl.run import CHECKPOINTS, LAST
-from rlvr_pl.run_state import read_run_state
+from rlvr_pl.cli import resolve
+from rlvr_pl.run.comparison import SEED_OFFSET, run_folder
+from rlvr_pl.run.configuration import Flat
+from rlvr_pl.run.folder import CHECKPOINTS, LAST, RUN_LOCK
+from rlvr_pl.run.lock import is_locked
+from rlvr_pl.run.state import read_run_state
 from rlvr_pl.types import ConfigError
 
-RUN_LOCK = "run.lock"
-SEED_OFFSET = "seed_offset"
 BUDGET = ("data.max_rollouts", "data.prompts_per_rollout", "model.group_size")
-
-Flat = dict[str, Any]  # a configuration of fit: dotted keys
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Comparison:
     allow_unequal_budgets: bool
 
     def runs(self, only: Sequence[str] = ()) -> list[Run]:
-        """The runs in their order, all arms of a seed side by side, so that what is done first can be compared.
+        """List the runs in their order, all arms of a seed side by side, so that what is done first can be compared.
 
         Args:
             only: ``ARM`` or ``ARM,SEED``, as many as there are; none means all.
@@ -87,7 +85,7 @@ class Comparison:
         """
         chosen = [self._part(part) for part in only]
         return [
-            Run(arm, seed, self.folder / arm / f"seed_{seed}")
+            Run(arm, seed, run_folder(self.folder, arm, seed))
             for seed in self.seeds
             for arm in self.arms
             if not chosen or (arm, seed) in chosen or (arm, None) in chosen
@@ -106,7 +104,7 @@ class Comparison:
         return arm, int(seed)
 
     def fit_arguments(self, run: Run) -> list[str]:
-        """The command line of ``fit`` for a run."""
+        """Write the command line of ``fit`` for a run: it sets what ``RUN_KEYS`` leaves to the run."""
         arm = dict(self.arms[run.arm])
         settings = {
             "seed_everything": run.seed + arm.pop(SEED_OFFSET, 0),
@@ -121,7 +119,7 @@ class Comparison:
         return ["fit", *(f"--config={file}" for file in self.base), *(_flag(key, value) for key, value in changes)]
 
     def resolve(self) -> dict[str, Flat]:
-        """The whole configuration of every arm.
+        """Resolve the whole configuration of every arm.
 
         Raises:
             ConfigError: naming the arm, if ``fit`` would refuse it; or if the arms have unequal budgets.
@@ -144,10 +142,10 @@ def _flag(key: str, value: Any) -> str:
 
 
 def check_budgets(resolved: Mapping[str, Flat]) -> None:
-    """Rollouts and samples are what a comparison holds equal.
+    """Refuse arms that differ in rollouts or samples, which a comparison holds equal.
 
     Raises:
-        ConfigError: if they are not.
+        ConfigError: naming the setting and each arm's value.
     """
     for key in BUDGET:
         values = {arm: config[key] for arm, config in resolved.items()}

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 
 from rlvr_pl.compare.plan import Run
-from rlvr_pl.run_state import RunState
+from rlvr_pl.run.configuration import updates_per_rollout
+from rlvr_pl.run.state import RunState
 
 UNDONE = ("waiting", "elsewhere", "starting", "baseline", "training", "testing", "interrupted")
 
@@ -28,7 +29,7 @@ class Costs:
 
     @classmethod
     def of(cls, state: RunState) -> Costs | None:
-        """As a run has measured them; None before its first rollout."""
+        """Take what a run has measured; None before its first rollout."""
         if not state.rollouts_done:
             return None
         seconds = state.evaluation_seconds
@@ -37,7 +38,7 @@ class Costs:
 
     @classmethod
     def mean(cls, costs: Sequence[Costs]) -> Costs | None:
-        """None of none."""
+        """Average costs; None where there are none."""
         if not costs:
             return None
         return cls(fmean(c.rollout for c in costs), fmean(c.val for c in costs), fmean(c.test for c in costs))
@@ -55,30 +56,29 @@ class Workload:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Workload:
-        """Of a flat configuration of fit."""
+        """Count what ``fit`` does with a flat configuration."""
         rollouts = config["data.max_rollouts"]
-        steps = config["model.minibatches_per_rollout"] * config["model.epochs_per_rollout"]
         interval = config["trainer.val_check_interval"]
         return cls(
             rollouts=rollouts,
             samples=rollouts * config["data.prompts_per_rollout"] * config["model.group_size"],
-            optimizer_steps=rollouts * steps,
+            optimizer_steps=int(rollouts * updates_per_rollout(config)),
             val_interval=interval if isinstance(interval, int) else max(1, int(rollouts * (interval or 1.0))),
             tests=config["report_test"],
         )
 
     def evaluations_after(self, rollouts: int) -> int:
-        """How many evaluations of val come after this many rollouts; the last rollout always has one."""
+        """Count the evaluations of val that come after this many rollouts; the last rollout always has one."""
         due = set(range(self.val_interval, self.rollouts + 1, self.val_interval)) | {self.rollouts}
         return sum(rollout > rollouts for rollout in due)
 
     def seconds_after(self, rollouts: int, costs: Costs) -> float:
-        """What is left once this many rollouts are done."""
+        """Estimate what is left once this many rollouts are done."""
         left = (self.rollouts - rollouts) * costs.rollout + self.evaluations_after(rollouts) * costs.val
         return left + self.tests * costs.test
 
     def seconds(self, costs: Costs) -> float:
-        """The whole run, with the baseline before its first rollout."""
+        """Estimate the whole run, with the baseline before its first rollout."""
         return costs.val + self.tests * costs.test + self.seconds_after(0, costs)
 
 
@@ -94,7 +94,7 @@ class Row:
 
 
 def estimate(rows: Iterable[Row]) -> list[Row]:
-    """The rows with the seconds that each run will still take, from what it, its arm or any other run has measured."""
+    """Add the seconds that each run will still take, by what it, its arm or any other run has measured."""
     rows = list(rows)
     measured = [(row.run.arm, costs) for row in rows if row.state is not None and (costs := Costs.of(row.state))]
     result = []
@@ -115,7 +115,7 @@ def estimate(rows: Iterable[Row]) -> list[Row]:
 
 
 def total_seconds(rows: Sequence[Row], processes: int) -> float | None:
-    """Until the last of them ends, so many at a time; None where a run's rest is not known."""
+    """Estimate the time until the last of them ends, so many at a time; None where a run's rest is not known."""
     seconds = [row.seconds_left for row in rows]
     if any(s is None for s in seconds):
         return None
@@ -124,7 +124,7 @@ def total_seconds(rows: Sequence[Row], processes: int) -> float | None:
 
 
 def duration(seconds: float | None) -> str:
-    """``–``, ``42 s``, ``4 min 05 s`` or ``3 h 07 min``."""
+    """Write ``–``, ``42 s``, ``4 min 05 s`` or ``3 h 07 min``."""
     if seconds is None:
         return "–"
     whole = round(seconds)
@@ -136,7 +136,7 @@ def duration(seconds: float | None) -> str:
 
 
 def table(rows: Sequence[Row], total: float | None) -> Group:
-    """A row a run, and below it what is left of all of them."""
+    """Draw a row a run, and below it what is left of all of them."""
     shown = Table()
     for column in ("arm", "seed", "state", "rollouts", "%", "s/rollout", "left", "val accuracy"):
         shown.add_column(column, justify="left" if column in ("arm", "state") else "right", no_wrap=True)
@@ -217,5 +217,5 @@ class Lines:
 
 
 def make_display(console: Console) -> Display:
-    """The live table on a terminal, lines elsewhere."""
+    """Choose the live table on a terminal, lines elsewhere."""
     return LiveTable(console) if console.is_terminal else Lines(console)

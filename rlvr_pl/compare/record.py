@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from rlvr_pl.atomic import whole_file
-from rlvr_pl.compare.layout import COMPARISON_FILE
-from rlvr_pl.compare.lock import locked
-from rlvr_pl.compare.plan import Comparison, Flat, Run
+from rlvr_pl.compare.plan import Comparison, Run
+from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, read_comparison, seed_of
+from rlvr_pl.run.configuration import Flat, settings_of
+from rlvr_pl.run.files import whole_file
+from rlvr_pl.run.lock import locked
 from rlvr_pl.types import ConfigError
-
-COMPARISON_LOCK = "comparison.lock"
 
 
 def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
@@ -33,7 +31,7 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
             a: o for a, o in old["arms"].items() if a not in comparison.arms and any(run.arm == a for run in present)
         }
         seeds = dict.fromkeys((*comparison.seeds, *sorted(run.seed for run in present if run.arm in arms)))
-        plan = {
+        record = {
             "folder": str(comparison.folder),
             "base": list(comparison.base),
             "overrides": comparison.overrides,
@@ -43,13 +41,7 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
             "resolved": {arm: resolved.get(arm) or old["resolved"][arm] for arm in arms},
         }
         with whole_file(comparison.folder / COMPARISON_FILE) as file:
-            file.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def read_comparison(folder: Path) -> dict[str, Any] | None:
-    """What ``comparison.yaml`` in the folder says; None where there is none."""
-    file = folder / COMPARISON_FILE
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+            file.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
@@ -67,7 +59,7 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
         )
     changes: dict[str, list[str]] = {}  # difference: the arms that have it
     for arm in dict.fromkeys(run.arm for run in present):
-        before = old["resolved"].get(arm, {}) if old is not None else {}
+        before = settings_of(old["resolved"].get(arm, {})) if old is not None else {}
         after = yaml.safe_load(yaml.safe_dump(resolved[arm]))  # as it would be read back
         for key in sorted(before.keys() | after.keys()):
             a, b = (config.get(key, "(not there)") for config in (before, after))
@@ -84,8 +76,6 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
 def _begun_runs(folder: Path) -> list[Run]:
     """Of any arm and seed, whether or not the comparison names them."""
     runs = (
-        Run(path.parent.name, int(path.name.removeprefix("seed_")), path)
-        for path in sorted(folder.glob("*/seed_*"))
-        if path.name.removeprefix("seed_").isdigit()
+        Run(path.parent.name, seed, path) for path in sorted(folder.glob("*/*")) if (seed := seed_of(path)) is not None
     )
     return [run for run in runs if run.begun]

@@ -16,34 +16,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rlvr_pl.compare.lock import try_lock
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Display, Row, Workload, estimate, total_seconds
-from rlvr_pl.environment import available_cores
-from rlvr_pl.run import RUN_FILE
-from rlvr_pl.run_state import read_run_state
+from rlvr_pl.run.environment import available_cores
+from rlvr_pl.run.folder import BEGINNINGS, OUTPUT, RUN_FILE
+from rlvr_pl.run.lock import try_lock
+from rlvr_pl.run.state import read_run_state
 
-OUTPUT = "output.log"
 _POLL_SECONDS = 0.2
 _SHOW_SECONDS = 1.0
-# What a fit has written before its first checkpoint, from which nothing could go on.
-_BEGINNINGS = ("events.out.tfevents.*", "hparams.yaml", "config*.yaml", "run.*", "evaluations", "checkpoints")
 
 
 @dataclass
 class Process:
-    """A fit that this comparison has started; its place in the queue is a slot."""
+    """A fit that this comparison has started."""
 
     run: Run
     popen: subprocess.Popen[bytes]
     lock: int
-    slot: int
+    lane: int  # which of the so many at a time it is; lanes share out the GPUs
     state_before: int  # when run.json had last been written before it started
 
 
 @dataclass
 class Outcome:
-    """What became of the runs: each is finished, has failed, or was left unfinished by an interrupt."""
+    """The end of the runs: each is finished, has failed, or was left unfinished by an interrupt."""
 
     finished: list[Run] = field(default_factory=list)
     failed: dict[Run, str] = field(default_factory=dict)  # why
@@ -71,7 +68,7 @@ class Interrupts:
 
 
 def child_environment(processes: int, device: int | None) -> dict[str, str]:
-    """The environment of a run among so many: its share of the cores, and its GPU.
+    """Make the environment of a run among so many: its share of the cores, and its GPU.
 
     Args:
         processes: how many runs go side by side.
@@ -115,20 +112,18 @@ def start(
 
 
 def last_lines(log: Path, count: int = 5) -> str:
-    """The end of a process's output, without empty lines."""
+    """Read the end of a process's output, without empty lines."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return "\n".join([line for line in lines if line.strip()][-count:])
 
 
 def remove_beginning(run: Run) -> None:
-    """Of a run that ended before its first checkpoint, so that nothing of it is counted twice.
+    """Remove what a run left that ended before its first checkpoint, so that nothing of it is counted twice.
 
     Its ``output.log`` stays, and whatever else fit does not write.
     """
-    for pattern in _BEGINNINGS:
+    for pattern in BEGINNINGS:
         for path in run.folder.glob(pattern):
-            if path == run.lock:
-                continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -150,7 +145,7 @@ class Runner:
         self.outcome = Outcome()
 
     def work(self, display: Display) -> Outcome:
-        """Until every run is finished or has failed, or an interrupt stops them all."""
+        """Work until every run is finished or has failed, or an interrupt stops them all."""
         with ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
             stack.enter_context(display)
@@ -177,7 +172,7 @@ class Runner:
 
     def _start_what_can(self) -> None:
         for run in self._left():
-            free = sorted(set(range(self.comparison.processes)) - {process.slot for process in self.processes})
+            free = sorted(set(range(self.comparison.processes)) - {process.lane for process in self.processes})
             if not free:
                 return
             was_elsewhere = self.status[run] == "elsewhere"
@@ -195,19 +190,19 @@ class Runner:
             else:
                 self.processes.append(self._start(run, free[0], lock))
 
-    def _start(self, run: Run, slot: int, lock: int) -> Process:
+    def _start(self, run: Run, lane: int, lock: int) -> Process:
         arguments = self.comparison.fit_arguments(run)
         if run.checkpoint.is_file():
             arguments.append(f"--ckpt_path={run.checkpoint}")
         else:
             remove_beginning(run)
         devices = self.comparison.devices
-        device = None if devices is None else devices[slot % len(devices)]
+        device = None if devices is None else devices[lane % len(devices)]
         environment = child_environment(self.comparison.processes, device)
         before = _written(run)
         popen = start(arguments, run.folder / OUTPUT, environment, keep=[lock])
         self.status[run] = "running"
-        return Process(run, popen, lock, slot, before)
+        return Process(run, popen, lock, lane, before)
 
     def _collect(self, stopping: bool) -> bool:
         """Take note of the processes that have ended; whether there were any."""

@@ -13,7 +13,7 @@ from rlvr_pl.data.questions import BadRows, build_questions
 from rlvr_pl.data.sources import DataSource, find_source
 from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.randomness import hold_out
-from rlvr_pl.types import ConfigError, Question
+from rlvr_pl.types import ConfigError, Question, check_at_least
 
 
 class GSM8KDataModule(LightningDataModule):
@@ -57,17 +57,15 @@ class GSM8KDataModule(LightningDataModule):
         split_seed: int = 0,
     ) -> None:
         super().__init__()
-        for key, value in {
-            "prompts_per_rollout": prompts_per_rollout,
-            "max_rollouts": max_rollouts,
-            "val_size": val_size,
-            "eval_batch_size": eval_batch_size,
-        }.items():
-            if value < 1:
-                raise ConfigError(f"data.{key} is {value}; it must be at least 1")
-        for key, value in {"seed": seed, "split_seed": split_seed}.items():
-            if value < 0:
-                raise ConfigError(f"data.{key} is {value}; a seed must be at least 0")
+        check_at_least(
+            1,
+            "data",
+            prompts_per_rollout=prompts_per_rollout,
+            max_rollouts=max_rollouts,
+            val_size=val_size,
+            eval_batch_size=eval_batch_size,
+        )
+        check_at_least(0, "data", seed=seed, split_seed=split_seed)
         self.source = find_source(source)
         self.tokenizer_name = tokenizer
         self.system_prompt = system_prompt
@@ -83,7 +81,7 @@ class GSM8KDataModule(LightningDataModule):
         self.questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, check and tokenize all splits, once."""
+        """Load all splits, check and tokenize them, once."""
         if self.questions:
             return
         tokenizer = load_tokenizer(self.tokenizer_name)

@@ -62,14 +62,14 @@ class RolloutLoader:
         self._next_rollout = 0
 
     def prompts(self, rollout: int) -> PromptBatch:
-        """This rank's prompts of one rollout."""
-        slots = range(self.rank, self.prompts_per_rollout, self.world_size)
+        """Return this rank's prompts of one rollout."""
+        indices = range(self.rank, self.prompts_per_rollout, self.world_size)
         first = rollout * self.prompts_per_rollout
         questions = []
-        for slot in slots:
-            epoch, place = divmod(first + slot, len(self.questions))
+        for index in indices:
+            epoch, place = divmod(first + index, len(self.questions))
             questions.append(self.questions[self._order(epoch)[place]])
-        return PromptBatch(questions, slots, rollout, epoch=first // len(self.questions))
+        return PromptBatch(questions, indices, rollout, epoch=first // len(self.questions))
 
     def state_dict(self) -> dict[str, int]:
         return {"next_rollout": self._next_rollout}
@@ -93,4 +93,4 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[PromptBatch]:
         for start in range(0, len(self.questions), self.batch_size):
             questions = self.questions[start : start + self.batch_size]
-            yield PromptBatch(questions, slots=[q.index for q in questions])
+            yield PromptBatch(questions, indices=[q.index for q in questions])

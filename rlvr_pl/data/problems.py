@@ -163,13 +163,13 @@ def make_problem(rng: random.Random) -> dict[str, str]:
 
 
 def split_of(question: str) -> Split:
-    """Which split a question belongs to: a function of its text alone."""
+    """Tell which split a question belongs to: a function of its text alone."""
     digest = hashlib.blake2b(question.encode(), digest_size=4).digest()
     return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
 
 
 def problem_stream(split: Split, seed: int) -> Iterator[dict[str, str]]:
-    """An endless stream of distinct problems of one split; the same for the same ``seed``."""
+    """Draw distinct problems of one split without end; the same ones for the same ``seed``."""
     rng = random.Random(f"rlvr_pl/{split}/{seed}")
     seen: set[str] = set()
     while True:
@@ -180,6 +180,6 @@ def problem_stream(split: Split, seed: int) -> Iterator[dict[str, str]]:
 
 
 def embedded_problems(split: Split, size: int, seed: int = 0) -> list[dict[str, str]]:
-    """The first ``size`` problems of :func:`problem_stream`."""
+    """Draw the first ``size`` problems of :func:`problem_stream`."""
     stream = problem_stream(split, seed)
     return [next(stream) for _ in range(size)]

@@ -14,7 +14,7 @@ SYSTEM_PROMPT = (
 def format_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, system_prompt: str, chat_template: bool = True
 ) -> str:
-    """The prompt text for one question: by the tokenizer's chat template, or plain where it has none.
+    """Write the prompt for one question: by the tokenizer's chat template, or plain where it has none.
 
     Args:
         tokenizer: whose chat template is used.

@@ -24,7 +24,7 @@ def build_questions(
     max_prompt_tokens: int,
     bad_rows: BadRows,
 ) -> list[Question]:
-    """Questions of all usable rows, in order; ``index`` is the row's place in the source, counted from 0.
+    """Make questions of all usable rows, in order; ``index`` is the row's place in the source, counted from 0.
 
     Args:
         rows: in GSM8K's schema, unchecked.
@@ -49,7 +49,7 @@ def build_questions(
         shown = "; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
         message = f"data.source: {len(bad)} of {total} rows of the {split} split cannot be used: {shown}"
         if bad_rows == "refuse":
-            raise ConfigError(f"{message}. Mend them, or leave them out with --data.bad_rows drop")
+            raise ConfigError(f"{message}. Fix them, or leave them out with --data.bad_rows drop")
         warnings.warn(f"{message}. They were dropped (data.bad_rows: drop)", stacklevel=2)
     if not questions:
         raise ConfigError(f"data.source: the {split} split has no usable rows")

@@ -110,7 +110,7 @@ _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def read_file(path: Path) -> Iterable[object]:
-    """The rows of a jsonl or parquet file.
+    """Read the rows of a jsonl or parquet file.
 
     Raises:
         ConfigError: for another kind of file, or one that cannot be read.
@@ -125,7 +125,7 @@ def read_file(path: Path) -> Iterable[object]:
 
 
 def find_source(source: str | DataSource) -> DataSource:
-    """The data source that a setting names.
+    """Find the data source that a setting names.
 
     Args:
         source: ``embedded``; the path of a local dataset; a hub id; the import path of a data source, or of a

@@ -1,5 +1,1 @@
-"""The embedded default: a tiny pretrained Qwen2 with its tokenizer, so that everything runs without a GPU or a hub."""
-
-from pathlib import Path
-
-EMBEDDED_MODEL = Path(__file__).parent / "model"
+"""The embedded model (``model/``) and how it is made (``pretrain``)."""

@@ -27,8 +27,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 
 from rlvr_pl.data.problems import embedded_problems, problem_stream
 from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt
-from rlvr_pl.embedded import EMBEDDED_MODEL
-from rlvr_pl.pretrained import stop_token_ids
+from rlvr_pl.pretrained import EMBEDDED_MODEL, stop_token_ids
 from rlvr_pl.rewards import gold_answer, last_number, same_number
 from rlvr_pl.rollout import GenerateEngine, Sampling
 
@@ -47,7 +46,7 @@ CHAT_TEMPLATE = (
 
 
 def solution_text(answer: str, tagged: bool) -> str:
-    """A completion for a gold answer in GSM8K's schema, with or without the tags."""
+    """Write a completion for a gold answer in GSM8K's schema, with or without the tags."""
     reasoning, _, number = answer.rpartition("\n#### ")
     if tagged:
         return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{number}\n</answer>"
@@ -55,13 +54,13 @@ def solution_text(answer: str, tagged: bool) -> str:
 
 
 def hasty(answer: str) -> str:
-    """A gold answer without its last line, ending in the number of the line before."""
+    """Cut the last line off a gold answer, which then ends in the number of the line before."""
     *lines, _ = answer.rpartition("\n#### ")[0].split("\n")
     return "\n".join([*lines, f"#### {lines[-1].partition('=')[2]}"])
 
 
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learned from the problems, digits one by one: any text encodes, and numbers align."""
+    """Learn a byte-level BPE from the problems, digits one by one: any text encodes, and numbers align."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -88,7 +87,7 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A randomly initialised Qwen2 of about 0.9 million parameters over the tokenizer's vocabulary."""
+    """Make a randomly initialised Qwen2 of about 0.9 million parameters over the tokenizer's vocabulary."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -112,7 +111,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, hasty_share: float
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless ``(input_ids, labels)`` of shape (BATCH, L), right-padded; labels are -100 on prompts and pads."""
+    """Draw endless ``(input_ids, labels)`` of shape (BATCH, L), right-padded; labels are -100 on prompts and pads."""
     stream = problem_stream("train", seed)
     rng, hasty_rng = random.Random(seed), random.Random(5)
 
@@ -141,7 +140,7 @@ def batches(
 
 
 def solved_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[dict[str, str]]) -> float:
-    """Greedy flexible accuracy: the share of problems whose last number in the completion is the gold one."""
+    """Measure greedy flexible accuracy: the share of problems whose completion ends in the gold number."""
     prompts = [format_prompt(tokenizer, p["question"], SYSTEM_PROMPT) for p in problems]
     engine = GenerateEngine(model, stop_token_ids(model, tokenizer), pad_id=0)
     rollout = engine.generate(

@@ -15,17 +15,17 @@ GroupStatistic = Callable[[Tensor], Tensor]
 
 
 def group_mean(rewards: Tensor) -> Tensor:
-    """r̄ of each group, (B, 1)."""
+    """Average each group: r̄, (B, 1)."""
     return rewards.mean(dim=1, keepdim=True)
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Each member's baseline is the mean of the others, (B, G) (RLOO, arXiv 2402.14740)."""
+    """Average the others of each member's group, (B, G) (RLOO, arXiv 2402.14740)."""
     return (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
 
 def group_std(rewards: Tensor) -> Tensor:
-    """σ of each group, (B, 1), with the unbiased n − 1, as TRL, verl and OAT agree."""
+    """Take the standard deviation σ of each group, (B, 1), with the unbiased n − 1, as TRL, verl and OAT agree."""
     return rewards.std(dim=1, keepdim=True)
 
 
@@ -48,7 +48,7 @@ class AdvantageEstimator:
             raise ConfigError(f"model.loss.advantage_eps is {self.eps}; it must be at least 0")
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Advantages (B, G) of the rewards (B, G).
+        """Compute advantages (B, G) from rewards (B, G).
 
         Raises:
             ValueError: for groups of one, which have no baseline.

@@ -17,10 +17,10 @@ from rlvr_pl.types import masked
 
 class Aggregation(Protocol):
     def numerator(self, loss: Tensor, mask: Tensor) -> Tensor:
-        """Scalar sum over these sequences; ``loss`` (N, T) or (N, 1), ``mask`` (N, T)."""
+        """Sum over these sequences, to a scalar; ``loss`` (N, T) or (N, 1), ``mask`` (N, T)."""
 
     def denominator(self, mask: Tensor, max_completion_tokens: int) -> Tensor:
-        """Scalar that these sequences, ``mask`` (N, T), add to the denominator."""
+        """Count what these sequences, ``mask`` (N, T), add to the denominator; scalar."""
 
 
 def _token_sums(loss: Tensor, mask: Tensor) -> Tensor:

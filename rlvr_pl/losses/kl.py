@@ -14,15 +14,15 @@ KLEstimator = Callable[[Tensor], Tensor]
 
 
 def k1(d: Tensor) -> Tensor:
-    """−d: unbiased, of either sign."""
+    """Estimate by −d: unbiased, of either sign."""
     return -d
 
 
 def k2(d: Tensor) -> Tensor:
-    """d² / 2: biased, and its gradient is that of the KL on-policy."""
+    """Estimate by d² / 2: biased, and its gradient is that of the KL on-policy."""
     return d.square() / 2
 
 
 def k3(d: Tensor) -> Tensor:
-    """exp(d) − 1 − d: unbiased and never negative (GRPO, arXiv 2402.03300, eq. 4)."""
+    """Estimate by exp(d) − 1 − d: unbiased and never negative (GRPO, arXiv 2402.03300, eq. 4)."""
     return torch.expm1(d) - d

@@ -78,8 +78,9 @@ class GSPO(LossStrategy):
 
 
 class GSPOToken(LossStrategy):
-    """GSPO-token (arXiv 2507.18071, eq. 13–14): GSPO's ratio in value, with gradients token by token. It equals GSPO
-    where a sequence has one advantage, and is the form that takes an advantage per token.
+    """GSPO-token (arXiv 2507.18071, eq. 13–14): GSPO's ratio in value, with gradients token by token. With one
+    advantage a sequence, as all objectives have it here, it always equals GSPO in value and gradient; it is the form
+    that could take an advantage per token.
 
     Args:
         clip_low: ε below 1.

@@ -42,7 +42,7 @@ class PPOClip:
             raise ConfigError(f"model.loss.clip_high is {self.high}; it must be at least 0")
 
     def __call__(self, log_ratio: Tensor, advantages: Tensor) -> PolicyLoss:
-        """Losses for log-ratios (N, T) or (N, 1) and advantages (N, 1)."""
+        """Compute losses for log-ratios (N, T) or (N, 1) and advantages (N, 1)."""
         ratio = log_ratio.detach().exp()
         clipped_low = (advantages < 0) & (ratio < 1 - self.low)
         clipped_high = (advantages > 0) & (ratio > 1 + self.high)

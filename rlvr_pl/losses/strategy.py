@@ -55,15 +55,15 @@ class LossStrategy:
         return not self.needs_reference
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """Advantages (B, G) of the rewards (B, G)."""
+        """Compute the advantages (B, G) of the rewards (B, G)."""
         return self.advantage(rewards)
 
     def denominator(self, mask: Tensor, max_completion_tokens: int) -> Tensor:
-        """What sequences with this mask (N, T) add to the denominator of the optimizer step; scalar."""
+        """Count what sequences with this mask (N, T) add to the denominator of the optimizer step; scalar."""
         return self.aggregation.denominator(mask, max_completion_tokens)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        """The numerator of the loss over these sequences, with diagnostics."""
+        """Compute the numerator of the loss over these sequences, with diagnostics."""
         policy = self.policy_loss(self.log_ratio(inputs), inputs.advantages.unsqueeze(1))
         loss, kl_ref = policy.loss, None
         if self.needs_reference:

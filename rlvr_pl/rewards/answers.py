@@ -37,7 +37,7 @@ _VALUE_WORDS = frozenset(["minus", "negative", "half", "k", *_SCALES, *(f"{scale
 
 
 def tagged_answer(text: str) -> str | None:
-    """The stripped content of the last complete ``<answer>…</answer>`` block, or None where there is none.
+    """Extract the stripped content of the last complete ``<answer>…</answer>`` block, or None where there is none.
 
     A block runs from an opening tag to the first closing tag after it, so the content never holds a tag: an unclosed
     ``<answer>`` after the last block is ignored, and of two nested openings the inner one counts.
@@ -50,7 +50,7 @@ def tagged_answer(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number written in the text, as text, or None where there is none.
+    """Extract the last number written in the text, as text, or None where there is none.
 
     The number keeps its grouping, its exponent and its denominator, so that ``parse_number`` reads it; a currency sign
     and a plus are left out, and every minus is written ``-``. Of a malformed group the last piece counts: "1,23" ends
@@ -66,7 +66,7 @@ def last_number(text: str) -> str | None:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of the one number in a short text, or None where there is no such number or doubt about it.
+    """Read the exact value of the one number in a short text, or None where there is no such number or doubt about it.
 
     Words, units, currency signs and markup around the number are ignored: "$18", "18.", "**18**", "\\boxed{18}",
     "18 apples." and "The answer is 18" are all 18. So is a percent sign, which is a unit here: "50%" is 50, since
@@ -104,7 +104,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def same_number(a: str | None, b: str | None) -> bool:
-    """Whether both texts hold a number and the two are exactly equal."""
+    """Tell whether both texts hold a number and the two are exactly equal."""
     if a is None or b is None:
         return False
     value = parse_number(a)
@@ -112,7 +112,7 @@ def same_number(a: str | None, b: str | None) -> bool:
 
 
 def gold_answer(answer: str) -> str:
-    """The gold number, as text, of a GSM8K ``answer`` field: what follows its last ``####``.
+    """Extract the gold number, as text, of a GSM8K ``answer`` field: what follows its last ``####``.
 
     Raises:
         ValueError: the field has no ``####``, or what follows it is not a number.

@@ -20,7 +20,7 @@ RewardFunction = Callable[[Completion], float]
 
 
 def correctness(completion: Completion) -> float:
-    """2.0 where the tagged answer is the gold answer's text, 1.5 where it is the same number, else 0.0.
+    """Give 2.0 where the tagged answer is the gold answer's text, 1.5 where it is the same number, else 0.0.
 
     The scale is the published script's. An answer outside the tags earns nothing: the task is to answer in them.
     """
@@ -33,7 +33,7 @@ def correctness(completion: Completion) -> float:
 
 
 def tag_format(completion: Completion) -> float:
-    """0.2 for each of the four tags that occurs exactly once, so 0.0 to 0.8.
+    """Give 0.2 for each of the four tags that occurs exactly once, so 0.0 to 0.8.
 
     The scale is the published script's. A repeated tag earns nothing, so that completions have no reason to repeat it.
     """
@@ -41,7 +41,7 @@ def tag_format(completion: Completion) -> float:
 
 
 def strict_format(completion: Completion) -> float:
-    """1.0 where the completion is ``<reasoning>…</reasoning><answer>…</answer>`` and nothing else, else 0.0.
+    """Give 1.0 where the completion is ``<reasoning>…</reasoning><answer>…</answer>`` and nothing else, else 0.0.
 
     Each tag occurs once, in this order; the answer is not blank; only whitespace stands before, between and after.
     """

@@ -34,10 +34,12 @@ class Rewards:
     """The rewards of N completions.
 
     Attributes:
+        completions: N, what was scored.
         total: (N,) float32, the weighted sum.
         parts: for each term's name, in the terms' order, its (N,) float32 unweighted values.
     """
 
+    completions: Sequence[Completion]
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
 
@@ -74,6 +76,7 @@ class RewardSum:
         scores = torch.tensor([[_score(t, c) for c in completions] for t in self.terms], dtype=torch.float64)
         weights = torch.tensor([term.weight for term in self.terms], dtype=torch.float64)
         return Rewards(
+            completions,
             total=(weights[:, None] * scores).sum(dim=0).float(),
             parts={term.name: row.float() for term, row in zip(self.terms, scores, strict=True)},
         )

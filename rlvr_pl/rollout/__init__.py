@@ -17,7 +17,7 @@ __all__ = ["GenerateEngine", "LeanEngine", "Progress", "RolloutEngine", "Samplin
 
 
 def choose_engine(policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int, slots: int) -> RolloutEngine:
-    """The engine for a policy; says so where it is the slow one."""
+    """Choose the engine for a policy, and say so where it is the slow one."""
     reason = why_not_covered(policy)
     if reason is None:
         return LeanEngine(policy, stop_ids, pad_id, slots)

@@ -70,7 +70,7 @@ class Decoder:
         self.sin[..., : self.head_size // 2].neg_()  # the sign of rotation, once rather than at each token
 
     def make_cache(self, slots: int) -> KVCache:
-        """A cache of ``slots`` sequences."""
+        """Make a cache of ``slots`` sequences."""
         shape = (len(self.weights.layers), slots, self.columns, self.kv_heads, self.head_size)
         return KVCache(shape, self.weights.dtype, self.weights.embedding.device)
 
@@ -161,7 +161,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def reads_by_length(cache: KVCache) -> bool:
-    """Whether attention reads of each row just what it holds, whatever the bound on the columns.
+    """Tell whether attention reads of each row just what it holds, whatever the bound on the columns.
 
     The kernel is for half precision on CUDA from the Ampere generation on, for heads of a multiple of 8 up to 256
     numbers (as FlashAttention 2), and takes the lengths from torch 2.12 on.

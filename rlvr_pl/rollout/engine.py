@@ -72,13 +72,16 @@ class RolloutEngine(ABC):
             FloatingPointError: if a sampled token's log-probability is not finite.
         """
 
-    def _rollout(self, repeated: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, logprobs: Tensor) -> Rollout:
-        """Of N prompts and what was sampled, (N, T), anything on pads."""
+    def _rollout(
+        self, prompts: Sequence[Sequence[int]], group_size: int, tokens: Tensor, mask: Tensor, logprobs: Tensor
+    ) -> Rollout:
+        """Make the rollout of B prompts and what was sampled, (N, T), anything on pads."""
         if not logprobs[mask].isfinite().all():
             raise FloatingPointError("the policy's probabilities are not finite: its weights have diverged")
         stops = torch.tensor(self.stop_ids, dtype=torch.int64, device=tokens.device)
         return Rollout(
-            prompt_ids=repeated,
+            prompt_ids=prompts,
+            group_size=group_size,
             completion_ids=torch.where(mask, tokens, self.pad_id),
             mask=mask,
             sampling_logprobs=masked(logprobs, mask),

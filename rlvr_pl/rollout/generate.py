@@ -32,7 +32,7 @@ class _ChosenToken(LogitsProcessor):
 
 
 class GenerateEngine(RolloutEngine):
-    """See :class:`rlvr_pl.rollout.engine.RolloutEngine`."""
+    """Generates by ``generate()``; its interface is :class:`rlvr_pl.rollout.engine.RolloutEngine`."""
 
     @torch.no_grad()
     def generate(
@@ -56,7 +56,7 @@ class GenerateEngine(RolloutEngine):
                 if self.on_progress is not None:
                     self.on_progress(Progress(len(rows), len(repeated), sampled, time.perf_counter() - start))
         columns = (pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True))
-        return self._rollout(repeated, *columns)
+        return self._rollout(prompts, group_size, *columns)
 
     def _sample(self, prompts: Sequence[Sequence[int]], chosen: _ChosenToken) -> Tensor:
         """One completion of each prompt, (rows, T); behind a stop token stands anything."""

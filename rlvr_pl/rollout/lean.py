@@ -1,4 +1,4 @@
-"""The rollout engine: slots over the policy's own weights, refilled as completions end."""
+"""The rollout engine: continuous batching over the policy's own weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlvr_pl.policy import plan_micro_batches
+from rlvr_pl.batching import batches_by_tokens
 from rlvr_pl.rollout.decoder import Decoder, Prefilled, reads_by_length
 from rlvr_pl.rollout.engine import Progress, RolloutEngine
 from rlvr_pl.rollout.graphs import GraphedStep, Step
@@ -48,10 +48,11 @@ class _Call:
 
 
 class LeanEngine(RolloutEngine):
-    """See :class:`rlvr_pl.rollout.engine.RolloutEngine`; for what ``why_not_covered`` has nothing against.
+    """Generates by continuous batching: a completion that ends gives its slot to the next one that waits.
 
-    It keeps the cache and whatever else a captured graph reads from one call to the next, and makes them anew where a
-    call needs more, or the policy's tensors have moved.
+    It serves the policies for which ``why_not_covered`` gives no reason; its interface is
+    :class:`rlvr_pl.rollout.engine.RolloutEngine`. From one call to the next it keeps the cache and whatever else a
+    captured graph reads, and makes them anew where a call needs more, or the policy's tensors have moved.
     """
 
     made = (0, 0, 0)  # slots and columns of the cache, places of the output
@@ -80,7 +81,7 @@ class LeanEngine(RolloutEngine):
             if isinstance(self.step, GraphedStep):
                 self.step.warm_up(min(self.slots, call.sequences), call.columns, call.temperature)
             self._complete(call)
-        rollout = self._rollout([prompt for prompt in prompts for _ in range(group_size)], *self.rows.read(*expected))
+        rollout = self._rollout(prompts, group_size, *self.rows.read(*expected))
         self.made = made
         return rollout
 
@@ -115,7 +116,7 @@ class LeanEngine(RolloutEngine):
         if first % call.group_size:
             yield [groups.pop(0)], call.open_prompt
         prompts = [call.prompts[group[0] // call.group_size] for group in groups]
-        for part in plan_micro_batches([len(prompt) for prompt in prompts], _PREFILL_TOKENS):
+        for part in batches_by_tokens([len(prompt) for prompt in prompts], _PREFILL_TOKENS):
             ids = [torch.tensor(prompts[i]) for i in part]
             tokens, lengths = pad_sequence(ids, batch_first=True), torch.tensor([len(i) for i in ids])
             read = self.decoder.prefill(tokens.to(self.policy.device), lengths.to(self.policy.device))

@@ -96,11 +96,11 @@ class Rows:
             self.count = left
 
     def written(self) -> int:
-        """Tokens so far."""
+        """Count the tokens so far."""
         return int((self.tokens[: self.spare] != _UNWRITTEN).sum())
 
     def read(self, sequences: int, budget: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N, T), anything on pads; mask (N, T); log-probabilities (N, T). T is the longest completion."""
+        """Read tokens (N, T), anything on pads; mask (N, T); log-probabilities (N, T). T is the longest completion."""
         tokens, logprobs = (x[: sequences * budget].view(sequences, budget) for x in (self.tokens, self.logprobs))
         mask = tokens != _UNWRITTEN
         longest = int(mask.sum(dim=1).max())

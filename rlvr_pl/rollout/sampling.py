@@ -30,7 +30,7 @@ class Sampling:
 
 
 def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The next token of each row and its log-probability under the tempered distribution.
+    """Choose the next token of each row, with its log-probability under the tempered distribution.
 
     A row's token is the first whose cumulative probability exceeds its uniform, so it depends on nothing but the row's
     logits and that number.

@@ -37,7 +37,7 @@ class LayerWeights:
 
 
 def why_not_covered(policy: PreTrainedModel) -> str | None:
-    """What of a policy the decoder does not do; None where it does everything.
+    """Name what keeps the decoder from serving a policy; None where it is a supported policy.
 
     The decoder would compute something else for whatever is not here: a wrapped linear, a hook (or a forward
     method of one module's own, which is as much), another layout.
@@ -70,7 +70,7 @@ class DecoderWeights:
     embedding and the norms stay the policy's own, as they do under autocast.
 
     Args:
-        policy: one that :func:`why_not_covered` has nothing against.
+        policy: a supported policy: :func:`why_not_covered` gives no reason.
         dtype: of the linear layers.
     """
 
@@ -120,5 +120,5 @@ class DecoderWeights:
 
 
 def addresses(policy: PreTrainedModel) -> list[int]:
-    """Where each parameter lies: if any of them has moved, whoever holds the old tensors reads stale weights."""
+    """List where each parameter lies: if any of them has moved, whoever holds the old tensors reads stale weights."""
     return [parameter.data_ptr() for parameter in policy.parameters()]

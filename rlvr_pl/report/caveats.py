@@ -1,0 +1,208 @@
+"""What a referee would object to, said before they do: each caveat is a function from a study to sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from rlvr_pl.report.outcomes import Outcomes
+from rlvr_pl.report.study import Study
+from rlvr_pl.report.wording import listed
+from rlvr_pl.run.configuration import updates_per_rollout
+
+FEW_SEEDS = 5
+CEILING, FLOOR = 0.95, 0.05  # final accuracies beyond which an arm has no room to differ
+TOKENS_APART = 0.1  # relative difference of completion tokens worth a word
+_ON_POLICY_TWINS = {"GRPO": "GSPO", "GSPOToken": "GSPO"}  # equal gradients where every ratio is 1
+_TWINS = {"GSPOToken": "GSPO"}  # equal gradients always, with one advantage a sequence
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """One objection: what it is about, in a few words, and what it means for the result."""
+
+    title: str
+    text: str
+
+
+def find_caveats(study: Study, outcomes: Outcomes) -> list[Caveat]:
+    """Find every caveat that applies, the most damaging first."""
+    return [
+        *_same_gradient(study),
+        *_inert_objective(study),
+        *_unbound_clip(study),
+        *_other_questions(outcomes),
+        *_unequal_budgets(study),
+        *_unfinished(study),
+        *_few_seeds(study, outcomes),
+        *_ceiling_or_floor(outcomes),
+        *_chosen_on_val(outcomes),
+        *_mixed_environments(study),
+    ]
+
+
+def _same_gradient(study: Study) -> Iterator[Caveat]:
+    """Arms that cannot differ, from their settings alone."""
+    for a, b in combinations(study.arms, 2):
+        first, second = study.settings.get(a), study.settings.get(b)
+        if not first or not second:
+            continue
+        if first == second:
+            yield Caveat(
+                f"{a} and {b} have the same configuration",
+                "They differ in nothing but their names, so any difference between them is chance.",
+            )
+        elif _gradient(first) == _gradient(second):
+            why = (
+                "with one update per rollout the ratio is always 1, where their losses have the same gradient"
+                if updates_per_rollout(first) == 1
+                else "with one advantage per sequence their losses have the same gradient"
+            )
+            yield Caveat(
+                f"{a} and {b} are the same algorithm here",
+                f"{why.capitalize()}: any difference between them is rounding and chance, not the objective. "
+                "To compare objectives that differ in their ratio, set model.minibatches_per_rollout to 2 or more.",
+            )
+
+
+def _gradient(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a gradient depends on, objectives of one gradient under one name."""
+    name = str(settings.get("model.loss.class_path", settings.get("model.loss")))
+    ours = name.startswith("rlvr_pl.losses.") or "." not in name  # of a stranger's objective nothing is known
+    on_policy = ours and updates_per_rollout(settings) == 1
+    if ours:
+        name = name.rpartition(".")[2]
+        name = (_ON_POLICY_TWINS if on_policy else _TWINS).get(name, name)
+    inert = ("clip_low", "clip_high") if on_policy else ()
+    rest = {k: v for k, v in settings.items() if k not in ("model.loss", "model.loss.class_path")}
+    return {"loss": name} | {k: v for k, v in rest.items() if not (k.startswith("model.loss.") and k.endswith(inert))}
+
+
+def _values(study: Study, arm: str, tag: str) -> pd.Series:
+    curves = study.curves
+    return curves.loc[(curves["arm"] == arm) & (curves["tag"] == tag), "value"]
+
+
+def _ratio_was_one(study: Study, arm: str) -> bool:
+    """0 is what a rollout without any gradient logs."""
+    largest = _values(study, arm, "train/ratio_max")
+    updates = updates_per_rollout(study.settings.get(arm, {}))
+    return bool(len(largest) and largest.max() == 1.0 and not updates > 1)
+
+
+def _inert_objective(study: Study) -> Iterator[Caveat]:
+    arms = [arm for arm in study.arms if _ratio_was_one(study, arm)]
+    if arms:
+        yield Caveat(
+            f"{listed(arms)}: the ratio was 1 throughout",
+            "There was one update per rollout, so every completion was learnt from by the policy that wrote it. Ratio "
+            "and clip, in which GRPO and GSPO differ, had no effect at all.",
+        )
+
+
+def _unbound_clip(study: Study) -> Iterator[Caveat]:
+    def never_bound(arm: str) -> bool:
+        sides = [_values(study, arm, f"train/clip_fraction_{side}") for side in ("low", "high")]
+        return all(len(values) and (values == 0).all() for values in sides)
+
+    arms = [arm for arm in study.arms if never_bound(arm) and not _ratio_was_one(study, arm)]
+    if arms:
+        yield Caveat(
+            f"{listed(arms)}: the clip never bound",
+            "No ratio left its range in any rollout: the result says nothing about the clip or its width.",
+        )
+
+
+def _other_questions(outcomes: Outcomes) -> Iterator[Caveat]:
+    if outcomes.mismatches:
+        yield Caveat("Not every run answered the same questions", _sentences(outcomes.mismatches))
+
+
+def _unequal_budgets(study: Study) -> Iterator[Caveat]:
+    spent = study.finished.groupby("arm", sort=False)[["rollouts_done", "samples", "completion_tokens"]]
+    means = spent.mean().astype(float)
+    unequal = [name for name in ("rollouts_done", "samples") if study.finished[name].dropna().nunique() > 1]
+    tokens = means["completion_tokens"].dropna()
+    apart = len(tokens) > 1 and tokens.max() > (1 + TOKENS_APART) * tokens.min()
+    amounts = "; ".join(
+        f"{arm} {row.rollouts_done:,.0f} rollouts, {row.samples:,.0f} samples, {row.completion_tokens:,.0f} tokens"
+        for arm, row in means.iterrows()
+    )
+    if unequal:
+        yield Caveat("The budgets are not equal", f"Means over finished runs: {amounts}. More training is no merit.")
+    elif apart:
+        yield Caveat(
+            "Equal in samples, not in tokens",
+            f"Completions differ in length between the arms: {amounts} (means over finished runs). Per token or second "
+            "the comparison may come out otherwise; see the learning curves over those.",
+        )
+
+
+def _unfinished(study: Study) -> Iterator[Caveat]:
+    others = study.runs[study.runs["state"] != "finished"]
+    if len(others):
+        runs = "; ".join(f"{run.arm} seed {run.seed}: {run.state}" for run in others.itertuples())
+        yield Caveat(
+            f"{len(others)} of {len(study.runs)} runs are not finished",
+            f"{runs}. They are in the curves, and in no final number.",
+        )
+
+
+def _few_seeds(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
+    few = {arm: len(seeds) for arm, seeds in outcomes.seeds.items() if 0 < len(seeds) < FEW_SEEDS}
+    if few:
+        counts = "; ".join(f"{arm} {count}" for arm, count in few.items())
+        # In simulated studies of two seeds without a difference up to 8 % of the p-values fell under .05.
+        two = " With two, p-values are too small as well: take one under .05 for nothing." if 2 in few.values() else ""
+        yield Caveat(
+            f"Fewer than {FEW_SEEDS} seeds",
+            f"Finished runs: {counts}. How much runs differ among themselves is then hardly known, and intervals are "
+            f"wide or missing.{two}",
+        )
+
+
+def _ceiling_or_floor(outcomes: Outcomes) -> Iterator[Caveat]:
+    finals = {arm: outcomes.final[arm, "strict"].mean() for arm in outcomes.arms if outcomes.golds}
+    for arms, where in (
+        ([arm for arm, share in finals.items() if share >= CEILING], "ceiling"),
+        ([arm for arm, share in finals.items() if share <= FLOOR], "floor"),
+    ):
+        if arms:
+            shares = "; ".join(f"{arm} {finals[arm]:.1%}".replace("%", " %") for arm in arms)
+            hard = "easy" if where == "ceiling" else "hard"
+            yield Caveat(
+                f"Accuracy at the {where}",
+                f"{shares}. The questions are too {hard} to tell arms apart that may well differ elsewhere.",
+            )
+
+
+def _chosen_on_val(outcomes: Outcomes) -> Iterator[Caveat]:
+    if outcomes.arms and outcomes.split == "val":
+        yield Caveat(
+            "No test split was evaluated",
+            "Final accuracies are those on val, which also chose each run's checkpoint: they are too high by an "
+            "unknown amount. Set report_test: true.",
+        )
+
+
+def _mixed_environments(study: Study) -> Iterator[Caveat]:
+    mixed = []
+    for key in ("commit", "commit_dirty", "rlvr_pl", "torch", "transformers", "hardware", "threads", "precision"):
+        column = f"environment.{key}"
+        if column in study.runs:
+            values = sorted({str(value) for value in study.runs[column].dropna()})
+            if len(values) > 1:
+                mixed.append(f"{key}: {', '.join(values)}")
+    if mixed:
+        yield Caveat(
+            "The runs were not made under the same conditions",
+            f"{'; '.join(mixed)}. Seconds do not compare, and small differences may come from there.",
+        )
+
+
+def _sentences(texts: list[str]) -> str:
+    return ". ".join(texts) + "."

@@ -1,0 +1,227 @@
+"""The report's tables, as text: HTML and Markdown show the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rlvr_pl.report.analysis import BUDGETS, Analysis
+from rlvr_pl.report.outcomes import METRICS
+from rlvr_pl.report.statistics import BudgetToReach
+from rlvr_pl.report.study import Study
+from rlvr_pl.report.wording import MISSING, amount, p_value, points, with_interval
+from rlvr_pl.run.folder import CONFIG
+
+BUDGET_NAMES = {"samples": "samples", "completion_tokens": "tokens", "train_seconds": "seconds"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows; the first ``labels`` cells of a row say what it is about, the others are its values."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    labels: int = 1
+    code: bool = False  # the values are settings, not numbers
+
+
+def accuracy_table(analysis: Analysis) -> Table:
+    """Tabulate what the published table has, with intervals."""
+    questions, split = len(analysis.outcomes.golds), analysis.outcomes.split
+    rows = [
+        [
+            result.arm,
+            metric,
+            str(len(result.seeds)),
+            with_interval(scores.initial),
+            with_interval(scores.final),
+            with_interval(scores.gain, signed=True),
+            with_interval(scores.iqm),
+        ]
+        for metric in METRICS
+        for result in analysis.arms
+        for scores in [result.scores[metric]]
+    ]
+    caption = (
+        f"Accuracy on {questions:,} {split} questions, in percent (Δ in points), with 95 % intervals over seeds and "
+        "questions. Strict: the answer in the tags; flexible: the last number. Final: with the checkpoint that was "
+        "best on val. IQM: interquartile mean of the final accuracies."
+    )
+    return Table(caption, ["arm", "accuracy", "seeds", "initial", "final", "Δ", "IQM"], rows, labels=2)
+
+
+def gain_table(analysis: Analysis) -> Table:
+    """Tabulate where the gain comes from."""
+    rows = [
+        [
+            result.arm,
+            with_interval(result.split.total, signed=True),
+            with_interval(result.split.reasoning, signed=True),
+            with_interval(result.split.format, signed=True),
+        ]
+        for result in analysis.arms
+    ]
+    caption = (
+        "The gain in strict accuracy, in points: what also shows in flexible accuracy (better answers), and what does "
+        "not (right answers that now stand in the tags)."
+    )
+    return Table(caption, ["arm", "Δ strict", "of it better answers", "of it format"], rows)
+
+
+def pair_table(analysis: Analysis) -> Table:
+    """Tabulate every pair of arms, by both metrics."""
+    rows = []
+    for pair in analysis.pairs:
+        comparison = pair.comparison
+        rows.append(
+            [
+                f"{pair.a} − {pair.b}",
+                pair.metric,
+                str(len(pair.seeds)),
+                with_interval(comparison.difference, signed=True),
+                p_value(comparison.p_value),
+                p_value(pair.holm),
+                with_interval(comparison.probability_of_improvement),
+                points(comparison.detectable),
+            ]
+        )
+    caption = (
+        "Differences in final accuracy, in points, paired over seeds and questions, with 95 % intervals. p (Holm): "
+        "corrected over the pairs. P(better): probability in percent that a run of the first beats one of the second. "
+        "Detectable: the smallest true difference, in points, that these runs would have found with 80 % power, Holm's "
+        "correction included."
+    )
+    columns = ["pair", "accuracy", "seeds", "difference", "p", "p (Holm)", "P(better)", "detectable"]
+    return Table(caption, columns, rows, labels=2)
+
+
+def efficiency_table(analysis: Analysis) -> Table:
+    """Tabulate what it took to reach an accuracy on val."""
+    targets = list(analysis.efficiency[0].reach) if analysis.efficiency else []
+    columns = ["arm", "area under the curve"]
+    columns += [f"{BUDGET_NAMES[name]} to {100 * target:.0f} %" for target in targets for name in BUDGETS]
+    rows = [
+        [
+            efficiency.arm,
+            with_interval(efficiency.area),
+            *(_reached(efficiency.reach[target][name]) for target in targets for name in BUDGETS),
+        ]
+        for efficiency in analysis.efficiency
+    ]
+    caption = (
+        "What it took to reach an accuracy on val (strict): the median over runs, linear between evaluations; in "
+        "brackets the runs that reached it, where not all did. Area: mean val accuracy over the rollouts, in percent."
+    )
+    return Table(caption, columns, rows)
+
+
+def _reached(budget: BudgetToReach | None) -> str:
+    if budget is None:
+        return MISSING
+    missed = f" ({budget.reached} of {len(budget.runs)})" if budget.reached < len(budget.runs) else ""
+    return amount(budget.median) + missed
+
+
+def flip_table(analysis: Analysis) -> Table:
+    """Tabulate what became of the questions, in numbers of them."""
+    counts = analysis.flips.pivot(index=["arm", "metric"], columns="kind", values="questions")
+    columns = ["fixed", "broken", "always solved", "never solved"]
+    rows = [
+        [result.arm, metric, *(f"{counts.loc[(result.arm, metric), kind]:.1f}" for kind in columns)]
+        for metric in METRICS
+        for result in analysis.arms
+    ]
+    caption = (
+        f"Of {len(analysis.outcomes.golds):,} questions, before → after training, as a mean over seeds. Fixed: wrong → "
+        "right. Broken: right → wrong."
+    )
+    return Table(caption, ["arm", "accuracy", *columns], rows, labels=2)
+
+
+def budget_table(study: Study) -> Table:
+    """Tabulate what each arm spent."""
+    columns = {
+        "rollouts_done": "rollouts",
+        "samples": "samples",
+        "completion_tokens": "tokens",
+        "optimizer_steps": "optimizer steps",
+        "train_seconds": "training, s",
+        "wall_seconds": "wall clock, s",
+    }
+    rows = []
+    for arm in study.arms:
+        of_arm = study.runs[study.runs["arm"] == arm]
+        finished = of_arm[of_arm["state"] == "finished"]
+        means = finished[list(columns)].astype(float).mean()
+        rows.append([arm, f"{len(finished)} of {len(of_arm)}", *(amount(means[name]) for name in columns)])
+    caption = (
+        "The budget of a run: means over the finished runs of each arm. Training: generation, rewards and updates. "
+        "Wall clock: evaluations included."
+    )
+    return Table(caption, ["arm", "finished runs", *columns.values()], rows)
+
+
+def run_table(study: Study) -> Table:
+    """Tabulate every run and where it stands."""
+    rows = []
+    for run in study.runs.to_dict("records"):
+        done = amount(_number(run["rollouts_done"]))
+        planned = amount(_number(run["max_rollouts"]))
+        best = amount(_number(run["best_rollout"]))
+        rows.append([run["arm"], str(run["seed"]), str(run["state"]), f"{done} of {planned}", best])
+    caption = "Runs. Best: the rollout after which accuracy on val was highest; that checkpoint was tested."
+    return Table(caption, ["arm", "seed", "state", "rollouts", "best"], rows, labels=2)
+
+
+def _number(value: Any) -> float:
+    return math.nan if pd.isna(value) else float(value)
+
+
+def settings_tables(study: Study) -> tuple[Table, Table]:
+    """Tabulate the settings that differ between arms, and those that they share."""
+    arms = [arm for arm in study.arms if arm in study.settings]
+    keys = list(dict.fromkeys(key for arm in arms for key in study.settings[arm]))
+    values = {key: [_setting(study.settings[arm], key) for arm in arms] for key in keys}
+    differing = [[key, *row] for key, row in values.items() if len(set(row)) > 1]
+    shared = [[key, row[0]] for key, row in values.items() if len(set(row)) == 1]
+    return (
+        Table("Settings in which the arms differ.", ["setting", *arms], differing, code=True),
+        Table("Settings that all arms share.", ["setting", "value"], shared, code=True),
+    )
+
+
+def _setting(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return MISSING
+    value = settings[key]
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def environment_table(study: Study) -> Table:
+    """Tabulate versions, commit and hardware, and how many runs had each."""
+    rows = []
+    for column in study.runs.columns:
+        if column.startswith("environment."):
+            counts = study.runs[column].dropna().map(str).value_counts()
+            several = len(counts) > 1
+            values = [f"{value} ({count} runs)" if several else str(value) for value, count in counts.items()]
+            if values:
+                rows.append([column.removeprefix("environment."), "; ".join(values)])
+    return Table("Versions and hardware.", ["item", "value"], rows, code=True)
+
+
+def commands(study: Study) -> str:
+    """Write what to type to run it again, and for a comparison the file to type it with."""
+    if study.comparison:
+        given = {key: value for key, value in study.comparison.items() if key != "resolved"}
+        file = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        return f"# compare.yaml\n{file}\npython -m rlvr_pl compare --config compare.yaml"
+    first = study.runs.drop_duplicates("arm").dropna(subset="path")
+    configs = [(study.folder / path / CONFIG).as_posix() for path in first["path"]]
+    return "\n".join(f"python -m rlvr_pl fit --config {config}" for config in configs)

@@ -1,0 +1,50 @@
+"""Numbers and lists as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rlvr_pl.report.statistics import Estimate
+
+MISSING = "–"
+
+
+def points(share: float, signed: bool = False) -> str:
+    """Write ``0.0234`` as ``2.3``."""
+    if math.isnan(share):
+        return MISSING
+    text = f"{100 * share:{'+' if signed else ''}.1f}"
+    return text.replace("-", "−")
+
+
+def interval(estimate: Estimate) -> str:
+    """Write ``1.1 to 3.5``, in points."""
+    return f"{points(estimate.low)} to {points(estimate.high)}"
+
+
+def with_interval(estimate: Estimate, signed: bool = False) -> str:
+    """Write ``2.3 [1.1, 3.5]``, in points; without brackets where there is no interval."""
+    value = points(estimate.value, signed)
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return value
+    return f"{value} [{points(estimate.low, signed)}, {points(estimate.high, signed)}]"
+
+
+def p_value(p: float) -> str:
+    """Write ``.004``, ``.32``, ``< .001``."""
+    if math.isnan(p):
+        return MISSING
+    if p < 0.001:
+        return "< .001"
+    return (f"{p:.3f}" if p < 0.1 else f"{p:.2f}").removeprefix("0")
+
+
+def amount(value: float | None) -> str:
+    """Write ``254,839``."""
+    return MISSING if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Write ``A, B and C``."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

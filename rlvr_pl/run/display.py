@@ -1,0 +1,97 @@
+"""What a run shows while it trains: completions in TensorBoard, and the progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rlvr_pl.rollout import Progress
+from rlvr_pl.types import PromptBatch, check_at_least
+
+
+class SampleCompletions(Callback):
+    """Writes a few completions to TensorBoard as text, with prompt, reward and gold answer.
+
+    Args:
+        every_n_rollouts: how often.
+        count: how many, each of another prompt where there are as many.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10, count: int = 4) -> None:
+        check_at_least(1, "samples", every_n_rollouts=every_n_rollouts)
+        self.every_n_rollouts = every_n_rollouts
+        self.count = count
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],  # type: ignore[override]
+        batch: PromptBatch,
+        batch_idx: int,
+    ) -> None:
+        if batch_idx % self.every_n_rollouts:
+            return
+        rollout, rewards = outputs["rollout"], outputs["rewards"]
+        parts = []
+        for row in range(0, len(rewards.total), rollout.group_size)[: self.count]:
+            question, completion = batch.questions[rollout.place(row)[0]], rewards.completions[row]
+            grade = (
+                f"**reward {rewards.total[row].item():g}**, gold answer {completion.gold}, {completion.tokens} tokens"
+            )
+            grade += ", truncated" if completion.truncated else ""
+            parts.append(f"{grade}\n\n{_verbatim(question.prompt)}\n\n{_verbatim(completion.text)}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("samples", "\n\n---\n\n".join(parts), global_step=batch.rollout + 1)
+
+
+def _verbatim(text: str) -> str:
+    """As a Markdown code block, so that tags and newlines show."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+class RolloutProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, which counts rollouts here, without what says nothing: epochs and version numbers.
+
+    While the engine generates, it says how many completions have ended, how fast, and how long the rest will take.
+    """
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description("Rollouts")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        super().on_train_batch_start(trainer, pl_module, *_)
+        self._show_generation(pl_module, self.train_progress_bar)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        super().on_validation_batch_start(trainer, pl_module, *_)
+        self._show_generation(pl_module, self.val_progress_bar)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        super().on_test_batch_start(trainer, pl_module, *_)
+        self._show_generation(pl_module, self.test_progress_bar)
+
+    @staticmethod
+    def _show_generation(pl_module: LightningModule, bar: Tqdm) -> None:
+        def show(progress: Progress) -> None:
+            enough = 20 * progress.ended >= progress.sequences  # a twentieth has ended: the rate means something
+            bar.set_postfix_str(
+                f"{progress.ended:,}/{progress.sequences:,} completions, {progress.tokens_per_s:,.0f} tokens/s"
+                + (f", {Tqdm.format_interval(progress.seconds_left)} left" if enough else "")
+            )
+
+        pl_module.engine.on_progress = show  # type: ignore[union-attr]

@@ -1,0 +1,69 @@
+"""A mistake in a comparison file is named, with its remedy, before fit is asked for anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlvr_pl.compare.comparison_file import load_comparison
+from rlvr_pl.types import ConfigError
+from tests.helpers.comparisons import plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [0]}, r"unknown key 'seed'\. Did you mean seeds\?"),
+        ({"colour": "red"}, r"unknown key 'colour'\. Choose from folder, base, arms, seeds"),
+        ({"arms": None}, "arms is missing"),
+        ({"arms": {}}, "arms is empty"),
+        ({"arms": {"a/b": {}}}, r"arms: 'a/b' cannot name a folder"),
+        ({"arms": {"..": {}}}, r"arms: '\.\.' cannot name a folder"),
+        ({"arms": {"figures": {}}}, "arms: 'figures' cannot name a folder of its own"),
+        ({"arms": {"a,1": {}}}, "arms: 'a,1' cannot name"),
+        ({"arms": {1: {}}}, "arms: YAML takes the name 1 for no text; put it in quotes"),
+        ({"arms": {"GRPO": {}, "grpo": {}}}, "differ in case alone"),
+        ({"arms": {"A": ["model.loss"]}}, "arms: A is .* must map dotted keys"),
+        ({"arms": {"A": {"seed_everything": 3}}}, "arms: A: seed_everything is set for each run"),
+        ({"arms": {"A": {"seed_offset": -1}}}, "arms: A: seed_offset is -1; it must be a number from 0 on"),
+        ({"overrides": {"trainer.logger.name": "x"}}, r"overrides: trainer\.logger\.name is set for each run"),
+        (
+            {"arms": {"A": {"trainer.enable_progress_bar": True}}},
+            r"arms: A: trainer\.enable_progress_bar is set for each",
+        ),
+        ({"seeds": []}, r"seeds is \[\]; it must be a list"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is listed twice"),
+        ({"seeds": [-1]}, r"seeds is \[-1\]"),
+        ({"seeds": [True]}, r"seeds is \[True\]"),
+        ({"base": "quickstart.yaml"}, "base is 'quickstart.yaml'; it must be a list"),
+        ({"processes": 0}, "processes is 0; it must be a number of at least 1"),
+        ({"devices": ["cuda:0"]}, r"devices is \['cuda:0'\]; it must be a list of GPU numbers"),
+        ({"allow_unequal_budgets": "yes"}, "allow_unequal_budgets is 'yes'; it must be true or false"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"compare\.yaml: .*{message}"):
+        plan(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms: {A: {}, A: {model.loss: GRPO}}", "'A' is listed twice"),
+        ("arms: [", "compare.yaml: while parsing"),
+        ("- arms", "a comparison is a mapping"),
+        ("", "a comparison is a mapping"),
+    ],
+)
+def test_what_is_no_comparison_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "compare.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_comparison(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config: there is no file .*nowhere\.yaml"):
+        load_comparison(tmp_path / "nowhere.yaml")

@@ -1,0 +1,96 @@
+"""Runs of one configuration are never mixed with runs of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlvr_pl.compare.plan import Run
+from rlvr_pl.compare.record import begin, check_unchanged
+from rlvr_pl.run.comparison import read_comparison
+from rlvr_pl.run.lock import try_lock
+from rlvr_pl.types import ConfigError
+from tests.helpers.comparisons import QUICKSTART, plan
+
+
+def touch_checkpoint(run: Run) -> None:
+    run.checkpoint.parent.mkdir(parents=True)
+    run.checkpoint.touch()
+
+
+def test_the_record_holds_what_the_report_needs(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    record = read_comparison(tmp_path / "runs")
+    assert record is not None
+    assert (record["base"], record["seeds"], record["overrides"]) == ([QUICKSTART], [0, 1], {})
+    assert record["arms"] == {"GSPO": {"model.loss": "GSPO"}, "GRPO": {"model.loss": "GRPO"}}
+    assert record["resolved"]["GRPO"]["model.loss.init_args.clip_low"] == 0.2
+    assert record["resolved"]["GSPO"]["model.loss.init_args.clip_low"] == 3e-4
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    changed = plan(tmp_path, overrides={"model.optimizer.lr": 1e-4, "data.max_rollouts": 12})
+    check_unchanged(changed, changed.resolve())  # nothing has been run yet
+    for run in comparison.runs():
+        touch_checkpoint(run)
+    before = (tmp_path / "runs" / "comparison.yaml").read_text()
+    with pytest.raises(ConfigError) as refused:
+        begin(changed, changed.resolve())
+    assert str(refused.value).splitlines()[1:3] == [
+        "  GRPO, GSPO: data.max_rollouts: 24 → 12",
+        "  GRPO, GSPO: model.optimizer.init_args.lr: 6e-05 → 0.0001",
+    ]
+    assert (tmp_path / "runs" / "comparison.yaml").read_text() == before
+
+
+def test_only_the_arms_that_have_runs_are_bound(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    touch_checkpoint(comparison.runs()[0])  # of GSPO
+    gspo, grpo = comparison.arms.values()
+    changed = plan(tmp_path, arms={"GSPO": gspo, "GRPO": {**grpo, "model.loss.beta": 1}})
+    begin(changed, changed.resolve())
+    changed = plan(tmp_path, arms={"GSPO": {**gspo, "model.loss.beta": 1}, "GRPO": grpo})
+    with pytest.raises(ConfigError, match=r"GSPO: model\.loss\.init_args\.beta: 0\.0 → 1\.0"):
+        begin(changed, changed.resolve())
+
+
+def test_a_run_at_work_is_bound_before_its_first_checkpoint(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    assert try_lock(comparison.runs()[0].lock) is not None
+    changed = plan(tmp_path, overrides={"model.temperature": 0.5})
+    with pytest.raises(ConfigError, match=r"GSPO: model\.temperature: 1\.0 → 0\.5"):
+        begin(changed, changed.resolve())
+
+
+def test_arms_and_seeds_can_be_added_and_the_old_ones_stay_with_their_runs(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    touch_checkpoint(comparison.runs()[3])  # GRPO seed 1
+    other = plan(tmp_path, arms={"DrGRPO": {"model.loss": "DrGRPO"}}, seeds=[2], processes=2, devices=[0, 1])
+    begin(other, other.resolve())
+    record = read_comparison(tmp_path / "runs")
+    assert record is not None
+    assert (list(record["arms"]), record["seeds"]) == (["DrGRPO", "GRPO"], [2, 1]), "GSPO never ran"
+    assert list(record["resolved"]) == ["DrGRPO", "GRPO"]
+
+
+def test_runs_of_unknown_configuration_are_left_alone(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    touch_checkpoint(comparison.runs()[0])
+    with pytest.raises(ConfigError, match=r"holds runs \(GSPO seed 0\) but no comparison\.yaml"):
+        begin(comparison, comparison.resolve())
+
+
+def test_a_changed_offset_is_refused_like_any_change(tmp_path: Path) -> None:
+    comparison = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 1000}})
+    begin(comparison, comparison.resolve())
+    touch_checkpoint(comparison.runs()[1])
+    changed = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 2000}})
+    with pytest.raises(ConfigError, match="b: seed_offset: 1000 → 2000"):
+        begin(changed, changed.resolve())

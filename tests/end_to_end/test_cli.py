@@ -1,0 +1,150 @@
+"""What a user can get wrong ends in one line that names the key and the remedy; subcommands beside fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import rlvr_pl.module
+from rlvr_pl.main import main
+from rlvr_pl.run.records import read_records
+from tests.helpers.paths import CONFIGS
+from tests.helpers.runs import has_samples, read_scalars, tiny_run
+
+QUICKSTART = str(CONFIGS / "quickstart.yaml")
+
+
+@pytest.fixture(scope="module")
+def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs")
+    main(tiny_run(policy, folder, report_test="true"))
+    return folder / "run" / "version_0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.grop_size=8"], r"model\.grop_size.*Did you mean model\.group_size"),
+        (["--data.max_rollout=8"], r"data\.max_rollout.*Did you mean data\.max_rollouts"),
+        (["--config={tmp}/typo.yaml"], r"model\.grop_size.*Did you mean model\.group_size"),
+        (["--model.loss=GSPPO"], r"model\.loss.*GSPPO.*Choose from DrGRPO, GRPO, GSPO, GSPOToken"),
+        (["--model.loss=torch.nn.Linear"], r"model\.loss"),
+        (["--model.loss.clip_lo=3e-4"], r"model\.loss.*clip_lo.*--model\.loss\.help"),
+        (["--model.loss.clip_low=-1"], r"model\.loss\.clip_low is -1\.0; it must lie in \[0, 1\]"),
+        (["--model.group_size=1"], r"model\.group_size is 1; .* at least 2"),
+        (["--model.group_size=eight"], r"model\.group_size.*eight"),
+        (["--model.temperature=0"], r"model\.temperature is 0"),
+        (["--model.eval_samples=4"], r"model\.eval_samples.*eval_temperature"),
+        (["--data.prompts_per_rollout=10"], r"data\.prompts_per_rollout is 10.*4 minibatches.*multiple of 4"),
+        (["--data.source=nowhere.jsonl"], r"data\.source: there is no file or folder 'nowhere\.jsonl'"),
+        (["--data.bad_rows=skip"], r"data\.bad_rows.*refuse.*drop"),
+        (["--model.policy={tmp}"], r"model\.policy: the folder .* has no config\.json"),
+        (["--model.policy=./nowhere"], r"model\.policy: there is no folder '\./nowhere'"),
+        (["--model.rewards=[]"], r"model\.rewards is empty"),
+        (["--model.rewards=[{{function: no.such_reward}}]"], r"model\.rewards.*no\.such_reward"),
+        (["--config=nowhere.yaml"], r"nowhere\.yaml"),
+        (["--ckpt_path=nowhere.ckpt"], r"ckpt_path: there is no file 'nowhere\.ckpt'"),
+        (["--ckpt_path=last"], r"ckpt_path: no run under .* has a last\.ckpt yet"),
+        (["--resume_point.every_n_rollouts=0"], r"resume_point\.every_n_rollouts is 0"),
+        (
+            ["--model.max_completion_tokens=500"],
+            r"model\.max_completion_tokens is 500; .* the 512 positions of 'embedded'",
+        ),
+        (["--trainer.precision=16-mixed"], r"trainer\.precision is 16-mixed.*use bf16-mixed"),
+        (["--data.val_size=8192"], r"data\.val_size is 8192, but there are only 8192"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_before_any_model_is_loaded(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "typo.yaml").write_text("model:\n  grop_size: 8\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rlvr_pl.module, "load_policy", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={QUICKSTART}", *(a.format(tmp=tmp_path) for a in arguments)])
+    assert stopped.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert not (tmp_path / "lightning_logs").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["fit", "--model.loss.help=GSPO"], ["one ratio a sequence", "--model.loss.clip_low", "default: 0.0003"]),
+        (["fit", "--help"], ["--model.group_size", "completions per prompt", "--data.max_rollouts", "training budget"]),
+        (["--help"], ["fit", "validate", "test", "predict"]),
+    ],
+)
+def test_help(arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in expected:
+        assert text in shown
+
+
+def test_fit_logs_what_it_says_it_logs(run: Path) -> None:
+    tags = set(read_scalars(run))
+    train = {"reward", "reward/digit_share", "reward_std", "accuracy", "zero_variance_groups", "kl", "ratio_mean"}
+    train |= {"ratio_max", "clip_fraction_low", "clip_fraction_high", "entropy", "grad_norm", "tokens_mean"}
+    train |= {"truncated_rate", "lr", "epoch"}
+    evaluation = {"accuracy", "accuracy_flexible", "format_rate", "mean_tokens", "truncated_rate"}
+    expected = {f"train/{name}" for name in train} | {f"{s}/{name}" for s in ("val", "test") for name in evaluation}
+    expected |= {"rollout/logprob_mismatch", "rollout/logprob_mismatch_max"}
+    assert tags == expected | {"time/rollout_s", "time/reward_s", "time/update_s", "throughput/tokens_per_s"}
+    assert has_samples(run)
+
+
+def test_the_exported_model_is_the_best_checkpoint(run: Path) -> None:
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    exported = AutoModelForCausalLM.from_pretrained(run / "best_model")
+    for name, weight in exported.state_dict().items():
+        torch.testing.assert_close(weight, best[f"policy.{name}"], rtol=0, atol=0)
+
+
+def test_a_second_run_loses_nothing_of_the_first(policy: str, tmp_path: Path) -> None:
+    arguments = tiny_run(policy, tmp_path, **{"data.max_rollouts": 1})
+    main(arguments)
+    first = {f: f.read_bytes() for f in (tmp_path / "run" / "version_0").rglob("*") if f.is_file()}
+    main(arguments)
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {"version_0", "version_1"}
+    assert all(file.read_bytes() == content for file, content in first.items())
+
+
+@pytest.mark.parametrize("split", ["validate", "test"])
+def test_validate_and_test_repeat_what_fit_measured(run: Path, policy: str, split: str, tmp_path: Path) -> None:
+    fit = tiny_run(policy, tmp_path)[1:]
+    main([split, *fit, f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"])
+    stage = {"validate": "val", "test": "test"}[split]
+    (again,) = (tmp_path / "run" / "version_0" / "evaluations").glob(f"{stage}-*.jsonl")
+    assert again.read_text() == (run / "evaluations" / again.name).read_text()
+
+
+def test_predict_writes_every_test_question(run: Path, policy: str, tmp_path: Path) -> None:
+    main(["predict", *tiny_run(policy, tmp_path)[1:], f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"])
+    (file,) = (tmp_path / "run" / "version_0" / "evaluations").glob("predict-*.jsonl")
+    assert [r["question"] for r in read_records(file)] == list(range(6))
+
+
+def test_a_run_can_be_repeated_from_its_own_config(policy: str, tmp_path: Path) -> None:
+    """Also where the source is a bare name, which must not be saved as something else."""
+    small = {"data.source": "embedded", "data.max_rollouts": 1, "trainer.limit_val_batches": 1}
+    arguments = tiny_run(policy, tmp_path / "first", **small)
+    main([a for a in arguments if not a.startswith("--data.source.")])
+    first = tmp_path / "first" / "run" / "version_0"
+    main(["fit", f"--config={first / 'config.yaml'}", f"--trainer.logger.init_args.save_dir={tmp_path / 'again'}"])
+    again = tmp_path / "again" / "run" / "version_0"
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (first, again)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)

@@ -1,0 +1,38 @@
+"""The reference comparisons that come with the project, and what the README says of them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from rlvr_pl.report.analysis import analyse
+from rlvr_pl.report.statistics import Estimate
+from rlvr_pl.report.study import load_study
+from rlvr_pl.report.tables import accuracy_table, pair_table
+from rlvr_pl.report.wording import p_value, with_interval
+from tests.helpers.paths import ROOT
+
+REFERENCE = ROOT / "lightning_logs" / "reference"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_results_of_the_embedded_comparison() -> None:
+    study = load_study(REFERENCE / "compare_embedded")
+    assert study.problems == []
+    assert len(study.finished) == 15
+    analysis = analyse(study)
+    for method, accuracy, _, initial, final, gain, _ in accuracy_table(analysis).rows:
+        assert f"| {method} | {accuracy} | {initial} | {final} | {gain} |" in README
+    pairs = [row for row in pair_table(analysis).rows if row[1] == "strict"]
+    text = " ".join(README.split())
+    for pair, _, _, difference, *_ in pairs:
+        assert f"{pair} {difference}" in text.replace("is ", "").replace(" points", "")
+    assert all(pair.holm == pytest.approx(1.0) for pair in analysis.pairs_by("strict"))
+
+
+def test_the_readme_shows_the_result_of_the_aa_study() -> None:
+    pairs = pd.read_csv(REFERENCE / "compare_aa" / "data" / "pairs.csv").set_index("metric")
+    strict = pairs.loc["strict"]
+    difference = with_interval(Estimate(strict["difference"], strict["low"], strict["high"]), signed=True)
+    assert f"{difference}, p = {p_value(strict['p'])}" in " ".join(README.split()).replace(" points", "")
+    assert (pairs["p"] > 0.05).all()

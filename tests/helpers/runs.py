@@ -1,0 +1,157 @@
+"""What the tests of whole runs share: a reward with variance, callbacks that interrupt, a reader of logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvr_pl.rewards import Completion
+
+TIMES = ("time/", "throughput/")
+
+
+def digit_share(completion: Completion) -> float:
+    """A random model earns this in varying amounts, so that its gradients are not 0."""
+    return sum(c.isdigit() for c in completion.text) / max(1, len(completion.text))
+
+
+def text_length(completion: Completion) -> float:
+    """Varies whatever the vocabulary."""
+    return float(len(completion.text))
+
+
+class Interrupt(Callback):
+    """Presses Ctrl-C during a rollout."""
+
+    def __init__(self, during_rollout: int) -> None:
+        self.during_rollout = during_rollout
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == self.during_rollout:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class PowerCut(Callback):
+    """Ends the run inside a rollout, after its first optimizer step, without any notice."""
+
+    class Cut(RuntimeError):
+        pass
+
+    def __init__(self, during_rollout: int) -> None:
+        self.during_rollout = during_rollout
+        self.rollout = 0
+        self.steps = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rollout, self.steps = batch_idx + 1, 0
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.steps += 1
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if self.rollout == self.during_rollout:
+            raise self.Cut
+
+
+def read_scalars(log_dir: Path) -> dict[str, dict[int, float]]:
+    """Every scalar of a run by tag and step, over all of its event files; later files win."""
+    scalars: dict[str, dict[int, float]] = {}
+    for file in sorted(log_dir.glob("events.*"), key=lambda f: (f.stat().st_mtime, f.name)):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, {}).update({e.step: e.value for e in events.Scalars(tag)})
+    return scalars
+
+
+def has_samples(log_dir: Path) -> bool:
+    """Whether completions were written to TensorBoard as text."""
+    events = [EventAccumulator(str(file)).Reload().Tags()["tensors"] for file in log_dir.glob("events.*")]
+    return any("samples/text_summary" in tags for tags in events)
+
+
+def tiny_run(policy: str, save_dir: Path, **overrides: Any) -> list[str]:
+    """Arguments of ``fit`` for a run of seconds: two rollouts an epoch, six in all."""
+    settings = {
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger": "lightning.pytorch.loggers.TensorBoardLogger",
+        "trainer.logger.save_dir": save_dir,
+        "trainer.logger.name": "run",
+        "trainer.logger.default_hp_metric": "false",
+        "trainer.val_check_interval": 3,
+        "resume_point.every_n_rollouts": 1,
+        "report_test": "false",
+        "model.policy": policy,
+        "model.loss": "GSPO",
+        "model.rewards": '[{"function": "tests.helpers.runs.digit_share"}]',
+        "model.optimizer": "torch.optim.AdamW",
+        "model.optimizer.lr": 1e-3,
+        "model.group_size": 4,
+        "model.max_completion_tokens": 10,
+        "model.minibatches_per_rollout": 2,
+        "model.micro_batch_tokens": 600,
+        "data.source": "rlvr_pl.data.EmbeddedProblems",
+        "data.source.train_size": 22,
+        "data.source.test_size": 6,
+        "data.val_size": 6,
+        "data.prompts_per_rollout": 8,
+        "data.max_rollouts": 6,
+        **overrides,
+    }
+    return ["fit", *(f"--{key}={value}" for key, value in settings.items())]
+
+
+class Gate(Callback):
+    """Holds a run at the start of a rollout until a file is there."""
+
+    def __init__(self, before_rollout: int, file: str) -> None:
+        self.before_rollout = before_rollout
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        while batch_idx + 1 == self.before_rollout and not self.file.exists():
+            time.sleep(0.05)
+
+
+def tiny_settings(policy: str, **overrides: Any) -> dict[str, str]:
+    """What ``tiny_run`` sets, as the shared overrides of a comparison."""
+    flags = tiny_run(policy, Path(), **overrides)[1:]
+    settings = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    own = ("trainer.logger", "trainer.enable_progress_bar", "model.loss")
+    return {key: value for key, value in settings.items() if not key.startswith(own)}
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def logged(run: Path) -> dict[str, dict[int, float]]:
+    return {tag: values for tag, values in read_scalars(run).items() if not tag.startswith(TIMES)}
+
+
+def evaluations(run: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in (run / "evaluations").iterdir()}
+
+
+def best_rollout(run: Path) -> int:
+    return torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["rollouts_done"]
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    """Weights, optimizer, schedulers, counters, logged values, records and the best checkpoint: equal to the bit."""
+    a, b = last_state(resumed), last_state(whole)
+    assert best_rollout(resumed) == best_rollout(whole)
+    assert a["rollouts_done"] == b["rollouts_done"] == 6
+    assert a["completion_tokens"] == b["completion_tokens"] > 0
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+    assert logged(resumed) == logged(whole)
+    assert evaluations(resumed) == evaluations(whole)

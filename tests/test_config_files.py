@@ -1,0 +1,95 @@
+"""``base:`` in a configuration file: the same as both files one after the other, and refused where it leads nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlvr_pl.cli import resolve
+from rlvr_pl.config_files import expand_bases
+from rlvr_pl.main import main
+from rlvr_pl.types import ConfigError
+from tests.helpers.paths import CONFIGS
+
+
+def write(file: Path, **config: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def configs_of(arguments: list[str]) -> list[Any]:
+    """What each ``--config`` stands for: a file's name, or the YAML in its place."""
+    values = [argument.partition("=")[2] for argument in arguments]
+    return [Path(value).name if Path(value).suffix == ".yaml" else yaml.safe_load(value) for value in values]
+
+
+def test_a_base_comes_first_and_its_own_base_before_it(tmp_path: Path) -> None:
+    write(tmp_path / "recipes" / "ground.yaml", model={"group_size": 4})
+    write(tmp_path / "recipes" / "recipe.yaml", base="ground.yaml", data={"val_size": 3})
+    file = write(tmp_path / "mine.yaml", base="recipes/recipe.yaml", data={"val_size": 5})
+    assert configs_of(expand_bases([f"--config={file}"])) == [
+        "ground.yaml",
+        {"data": {"val_size": 3}},
+        {"data": {"val_size": 5}},
+    ]
+
+
+@pytest.mark.parametrize("form", [["--config={}"], ["--config", "{}"], ["-c={}"], ["-c", "{}"]])
+def test_in_every_form_of_the_flag(form: list[str], tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml")
+    file = write(tmp_path / "mine.yaml", base="base.yaml", model={"group_size": 2})
+    expanded = expand_bases(["fit", *(part.format(file) for part in form), "--model.loss=GSPO"])
+    assert (expanded[0], expanded[-1]) == ("fit", "--model.loss=GSPO")
+    assert configs_of(expanded[1:-1]) == ["base.yaml", {"model": {"group_size": 2}}]
+
+
+@pytest.mark.parametrize("argument", ["fit", "--config", "--config={model: {group_size: 2}}", "--config=nowhere.yaml"])
+def test_what_has_no_base_is_left_as_it_is(argument: str) -> None:
+    assert expand_bases([argument]) == [argument]
+
+
+def test_a_file_without_a_base_stays_a_file() -> None:
+    quickstart = f"--config={CONFIGS / 'quickstart.yaml'}"
+    assert expand_bases([quickstart, "--config", str(CONFIGS / "embedded.yaml")]) == [
+        quickstart,
+        f"--config={CONFIGS / 'embedded.yaml'}",
+    ]
+
+
+def test_fit_runs_with_both(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text((CONFIGS / "quickstart.yaml").read_text())
+    file = write(tmp_path / "mine.yaml", base="quickstart.yaml", model={"loss": {"class_path": "GRPO"}})
+    expected = resolve(["fit", f"--config={CONFIGS / 'quickstart.yaml'}", "--model.loss=GRPO"])
+    assert resolve(["fit", f"--config={file}"]) == expected
+    assert expected["model.loss.init_args.clip_low"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", r"mine\.yaml: base is 'nowhere\.yaml', but there is no file .*nowhere\.yaml"),
+        (["quickstart.yaml"], r"mine\.yaml: base is \['quickstart\.yaml'\]; it must be the path of one configuration"),
+        ("mine.yaml", r"mine\.yaml: base is 'mine\.yaml', which has this file as its own base"),
+        ("other.yaml", r"other\.yaml: base is 'mine\.yaml', which has this file as its own base"),
+    ],
+)
+def test_a_base_that_leads_nowhere_is_refused(base: Any, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "other.yaml", base="mine.yaml")
+    file = write(tmp_path / "mine.yaml", base=base)
+    with pytest.raises(ConfigError, match=message):
+        expand_bases([f"--config={file}"])
+
+
+def test_a_typo_under_a_base_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "quickstart.yaml").write_text((CONFIGS / "quickstart.yaml").read_text())
+    file = write(tmp_path / "mine.yaml", base="quickstart.yaml", model={"grop_size": 8})
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={file}"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.grop_size" in line
+    assert "Did you mean model.group_size?" in line
