@@ -42,8 +42,11 @@ class EvaluationMetrics(Metric):
     """Means over completions: accuracy, accuracy_flexible, format_rate, mean_tokens and truncated_rate.
 
     The states are sums, added over ranks, so the means are exact over completions however they were spread and
-    batched. With several samples a question, every question having as many, a mean over completions is the mean over
-    questions of the share of its samples.
+    batched. They are integers: Lightning's bf16-true turns every floating-point tensor of a module into bfloat16, where
+    256 + 1 is 256.
+
+    With several samples a question, every question having as many, a mean over completions is the mean over questions
+    of the share of its samples.
     """
 
     full_state_update = False
@@ -59,15 +62,15 @@ class EvaluationMetrics(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(len(self._FIELDS), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self._FIELDS), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, grades: Sequence[Grade]) -> None:
         """Count these completions in."""
-        rows = [[float(asdict(g)[field]) for field in self._FIELDS.values()] for g in grades]
-        self.sums += torch.tensor(rows, dtype=torch.float64).sum(dim=0).to(self.sums.device)
+        rows = [[int(asdict(g)[field]) for field in self._FIELDS.values()] for g in grades]
+        self.sums += torch.tensor(rows, dtype=torch.int64).sum(dim=0).to(self.sums.device)
         self.count += len(grades)
 
     def compute(self) -> dict[str, Tensor]:
-        """Divide by the completions counted so far; NaN before the first."""
-        return dict(zip(self._FIELDS, self.sums / self.count, strict=True))
+        """Divide by the completions counted so far, in float64; NaN before the first."""
+        return dict(zip(self._FIELDS, self.sums.double() / self.count, strict=True))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 
 from rlvr_pl.evaluation import EvaluationMetrics, grade
 from rlvr_pl.losses import LossStrategy
-from rlvr_pl.pretrained import find_model, load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.pretrained import constants_kept, find_model, load_config, load_policy, load_tokenizer, stop_token_ids
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
@@ -214,6 +214,11 @@ class GroupPolicyModule(LightningModule):
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
         self.stop_ids = stop_token_ids(self.policy, self.tokenizer)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the module, as ``.to()`` does; under bf16-true Lightning converts all of it to bfloat16."""
+        with constants_kept(self):
+            return super()._apply(fn, recurse)
+
     @cached_property
     def engine(self) -> RolloutEngine:
         """The rollout engine, chosen at its first use: until then a subclass may wrap layers of the loaded policy."""
@@ -229,7 +234,8 @@ class GroupPolicyModule(LightningModule):
 
     def on_fit_start(self) -> None:
         for reference in self.reference:
-            reference.to(self.device, self.policy.dtype)  # type: ignore[arg-type]
+            with constants_kept(reference):
+                reference.to(self.device, self.policy.dtype)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Leave the batch as it is: prompts are lists, and the engine makes its tensors where it wants them."""

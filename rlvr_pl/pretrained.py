@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -107,15 +110,41 @@ def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
     """
     path = find_model(name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        # On the host, whatever device is the default: transformers takes a default device for a device map, which needs
+        # accelerate. Lightning makes the training device the default while a model is configured, and moves the model
+        # there afterwards.
+        with torch.device("cpu"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True
+            )
     except Exception as error:  # see load_config
         raise _unusable(name, error) from error
     policy, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ConfigError(f"model.policy: the weights of {name!r} lack {len(missing)} tensors, {missing[0]} among them")
     return policy
+
+
+@contextmanager
+def constants_kept(model: nn.Module) -> Iterator[None]:
+    """Keep the numbers that a model has computed for itself, rotary frequencies above all, while it is converted.
+
+    ``model.to(torch.bfloat16)`` rounds every buffer. A rotary frequency is multiplied by the position: rounded to eight
+    bits, it turns Qwen2.5's heads by up to 0.35 rad too much or too little at position 300, and by 1.7 at 1,500. Where
+    weights are loaded in bfloat16 these numbers stay in float32; here they do too. They are the buffers that no
+    checkpoint holds.
+    """
+    constants = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+    ]
+    yield
+    for module, name, constant in constants:
+        converted = module.get_buffer(name)
+        if converted.dtype != constant.dtype:
+            module.register_buffer(name, constant.to(converted.device), persistent=False)
 
 
 def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

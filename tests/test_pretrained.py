@@ -26,7 +26,15 @@ from transformers import (
     Qwen2Config,
 )
 
-from rlvr_pl.pretrained import EMBEDDED_MODEL, find_model, load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.pretrained import (
+    EMBEDDED_MODEL,
+    constants_kept,
+    find_model,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    stop_token_ids,
+)
 from rlvr_pl.types import ConfigError
 from tests.helpers.policies import tiny_model
 
@@ -262,6 +270,44 @@ def test_the_policy_is_in_float32_whatever_the_files_hold(saved: Path) -> None:
     assert stored.keys() <= weights.keys()
     for name, tensor in stored.items():
         assert torch.equal(weights[name], tensor.float())
+
+
+def test_weights_are_loaded_on_the_host_whatever_device_is_the_default(saved: Path) -> None:
+    """Lightning configures a model under the training device, which transformers would take for a device map."""
+    with torch.device("meta"):
+        policy = load_policy(str(saved), load_config(str(saved)))
+    assert {tensor.device.type for tensor in [*policy.parameters(), *policy.buffers()]} == {"cpu"}
+
+
+# Conversion
+
+
+def test_conversion_keeps_what_a_model_computes_for_itself_and_converts_the_rest(saved: Path) -> None:
+    policy = load_policy(str(saved), load_config(str(saved)))
+    frequencies = policy.model.rotary_emb.inv_freq.clone()
+    with constants_kept(policy):
+        policy.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    assert torch.equal(policy.model.rotary_emb.inv_freq, frequencies)
+    assert policy.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert "model.rotary_emb.inv_freq" not in policy.state_dict(), "still no part of a checkpoint"
+    with constants_kept(policy):
+        policy.to("meta")
+    assert policy.model.rotary_emb.inv_freq.device.type == "meta", "it moves with the others"
+
+
+def test_conversion_rounds_a_buffer_that_a_checkpoint_holds() -> None:
+    model = torch.nn.Module()
+    model.register_buffer("held", torch.tensor([1.001]))
+    model.register_buffer("computed", torch.tensor([1.001]), persistent=False)
+    model.register_buffer("count", torch.tensor([257]), persistent=False)
+    with constants_kept(model):
+        model.to(torch.bfloat16)
+    assert (model.held.dtype, model.computed.dtype, model.count.dtype) == (torch.bfloat16, torch.float32, torch.int64)
+    assert model.computed.item() == torch.tensor(1.001).item()
+
+
+# The embedded policy
 
 
 def test_the_embedded_policy() -> None:
