@@ -285,7 +285,7 @@ class GroupPolicyModule(LightningModule):
         """
         minibatches = cut_into_minibatches(
             rollout,
-            advantages.flatten().to(self.device),
+            advantages.flatten(),
             self.loss,
             self.minibatches_per_rollout,
             self.micro_batch_tokens,

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from rlvr_pl.batching import batches_by_tokens
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.losses.kl import k3
-from rlvr_pl.scoring import TokenScores, score
+from rlvr_pl.scoring import Sequences, TokenScores, lay_out, score
 from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 
 
@@ -31,8 +31,7 @@ from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 class MicroBatch:
     """Some n sequences that go through the policy together; T is their longest completion."""
 
-    prompt_ids: Sequence[Sequence[int]]  # n prompts, unpadded
-    completion_ids: Tensor  # (n, T)
+    sequences: Sequences  # their prompts and completions
     mask: Tensor  # (n, T)
     advantages: Tensor  # (n,)
     sampling_logprobs: Tensor  # (n, T)
@@ -65,33 +64,37 @@ def cut_into_minibatches(
 
     Args:
         rollout: N sequences.
-        advantages: (N,).
+        advantages: (N,), on the host.
         loss: tells the denominator, and whether a zero advantage is inert.
         minibatches: how many; N divides by it.
         token_budget: tokens of a micro-batch at most, pads included.
         max_completion_tokens: the generation budget.
     """
     lengths, prompts = rollout.lengths.tolist(), rollout.by_row(rollout.prompt_ids)
+    on_device = advantages.to(rollout.mask.device)
     learns = (advantages != 0).tolist() if loss.zero_advantage_is_inert else [True] * len(lengths)
 
     def micro_batch(rows: list[int]) -> MicroBatch:
         longest = max(lengths[i] for i in rows)
+        chosen = torch.tensor(rows, device=rollout.mask.device)
         return MicroBatch(
-            prompt_ids=[prompts[i] for i in rows],
-            completion_ids=rollout.completion_ids[rows, :longest],
-            mask=rollout.mask[rows, :longest],
-            advantages=advantages[rows],
-            sampling_logprobs=rollout.sampling_logprobs[rows, :longest],
+            sequences=lay_out(
+                [prompts[i] for i in rows], rollout.completion_ids[chosen, :longest], [lengths[i] for i in rows]
+            ),
+            mask=rollout.mask[chosen, :longest],
+            advantages=on_device[chosen],
+            sampling_logprobs=rollout.sampling_logprobs[chosen, :longest],
         )
 
     cut = []
-    for rows in torch.arange(len(lengths)).chunk(minibatches):
-        active = [i for i in rows.tolist() if learns[i]]
+    size = -(-len(lengths) // minibatches)
+    for first in range(0, len(lengths), size):
+        active = [i for i in range(first, first + size) if learns[i]]
         batches = batches_by_tokens([len(prompts[i]) + lengths[i] for i in active], token_budget)
         cut.append(
             Minibatch(
                 micro_batches=[micro_batch([active[i] for i in chosen]) for chosen in batches],
-                denominator=loss.denominator(rollout.mask[rows], max_completion_tokens),
+                denominator=loss.denominator(rollout.mask[first : first + size], max_completion_tokens),
             )
         )
     return cut
@@ -101,8 +104,7 @@ def empty_micro_batch(rollout: Rollout) -> MicroBatch:
     """Make a micro-batch without a single completion token: its gradient is 0, and it takes part in collectives."""
     device = rollout.mask.device
     return MicroBatch(
-        prompt_ids=[rollout.prompt_ids[0][:1]],
-        completion_ids=torch.zeros(1, 1, dtype=torch.long, device=device),
+        sequences=lay_out([rollout.prompt_ids[0][:1]], torch.zeros(1, 1, dtype=torch.long, device=device), [0]),
         mask=torch.zeros(1, 1, dtype=torch.bool, device=device),
         advantages=torch.zeros(1, dtype=torch.float32, device=device),
         sampling_logprobs=torch.zeros(1, 1, dtype=torch.float32, device=device),
@@ -175,7 +177,7 @@ class Update:
 
     def _score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
         """Score a micro-batch under a policy: the same code and the same shapes for π_θ, π_old and π_ref."""
-        return score(policy, micro_batch.prompt_ids, micro_batch.completion_ids, micro_batch.mask, self.temperature)
+        return score(policy, micro_batch.sequences, self.temperature)
 
 
 class UpdateStats:
@@ -191,13 +193,11 @@ class UpdateStats:
 
     @torch.no_grad()
     def add(self, inputs: LossInputs, output: LossOutput, entropy: Tensor) -> None:
-        """Count one micro-batch; ``entropy`` is (n, T)."""
-        if not inputs.mask.any():
-            return
+        """Count one micro-batch; ``entropy`` is (n, T). Nothing here waits for the device."""
         per_token = output.ratio.shape == inputs.mask.shape
         elements = inputs.mask if per_token else inputs.mask.any(dim=1, keepdim=True)
         kl = k3(masked(inputs.old_logprobs - inputs.logprobs, inputs.mask))
-        kl_ref = torch.zeros(()) if output.kl_ref is None else masked(output.kl_ref, inputs.mask)
+        kl_ref = torch.zeros_like(kl) if output.kl_ref is None else masked(output.kl_ref, inputs.mask)
         values = (
             masked(output.ratio, elements),
             output.clipped_low & elements,
@@ -209,7 +209,8 @@ class UpdateStats:
             inputs.mask,
         )
         self.sums[: len(values)] += torch.stack([v.sum(dtype=torch.float64).to(self.sums.device) for v in values])
-        self.maxima[0] = torch.maximum(self.maxima[0], output.ratio[elements].max())
+        # A ratio is never negative, so that the 0 of what is masked is never the largest.
+        self.maxima[0] = torch.maximum(self.maxima[0], masked(output.ratio, elements).max())
 
     @torch.no_grad()
     def add_mismatch(self, micro_batch: MicroBatch, old_logprobs: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlvr_pl import scoring
-from rlvr_pl.scoring import TokenScores, score
+from rlvr_pl.scoring import TokenScores, lay_out, score
 from tests.helpers import policies as models
 from tests.helpers.policies import FAMILIES
 
@@ -51,7 +51,8 @@ def sequences(
 
 
 def scored(model: PreTrainedModel, batch: Sequences, temperature: float = 1.0) -> TokenScores:
-    return score(model, batch.prompt_ids, batch.completion_ids, batch.mask, temperature)
+    lengths = batch.mask.sum(dim=1).tolist()
+    return score(model, lay_out(batch.prompt_ids, batch.completion_ids, lengths), temperature)
 
 
 def naive(model: PreTrainedModel, batch: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -85,6 +86,20 @@ def assert_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], ato
         torch.testing.assert_close(
             actual[name], gradient.float(), rtol=1e-4, atol=atol, msg=partial("{}: {}".format, name)
         )
+
+
+# The layout
+
+
+def test_rows_are_laid_out_side_by_side_with_every_place_known() -> None:
+    """Prompts of 2 and 1 tokens, completions of 1 and 3; what stands on a pad (9) is nowhere."""
+    completions = torch.tensor([[21, 9, 9, 9], [22, 23, 24, 9]])
+    rows = lay_out([[5, 6], [7]], completions, [1, 3])
+    assert rows.input_ids.tolist() == [[5, 6, 21, 0], [7, 22, 23, 24]]
+    assert rows.targets.tolist() == [21, 22, 23, 24]
+    assert rows.predicting.tolist() == [1, 4, 5, 6], "the place before each of them"
+    assert rows.places.tolist() == [0, 4, 5, 6], "in (n · T)"
+    assert rows.shape == (2, 4)
 
 
 # Values
@@ -219,7 +234,7 @@ def test_without_a_completion_token_every_gradient_is_0(family: str, tied: bool,
     model = tiny_model(family, tied)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    scores = score(model, [[4]], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool), 1.0)
+    scores = score(model, lay_out([[4]], torch.zeros(1, 1, dtype=torch.long), [0]), 1.0)
     assert scores.logprobs.tolist() == scores.entropy.tolist() == [[0.0]]
     scores.logprobs.sum().backward()
     found = {name: None if p.grad is None else p.grad.abs().max().item() for name, p in model.named_parameters()}
@@ -269,7 +284,7 @@ def test_under_autocast_the_head_and_the_softmax_stay_in_float32() -> None:
     model, batch = tiny_model(), sequences()
     with torch.no_grad(), autocast():
         scores = scored(model, batch, 0.7)
-        ids = scoring._concatenate(batch.prompt_ids, batch.completion_ids, batch.mask)
+        ids = lay_out(batch.prompt_ids, batch.completion_ids, batch.mask.sum(dim=1).tolist()).input_ids
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         bf16_logprobs, _ = naive(model, batch, 0.7)
     assert scores.logprobs.dtype == scores.entropy.dtype == torch.float32
@@ -343,3 +358,36 @@ def test_two_steps_inside_one_autocast_are_two_steps_apart() -> None:
             step(apart)
     for (name, parameter), expected in zip(model.named_parameters(), apart.parameters(), strict=True):
         assert torch.equal(parameter, expected), name
+
+
+# TF32
+
+
+def test_tf32_products_have_the_values_and_the_gradients_of_the_others() -> None:
+    """On a CPU, which has no TF32, exactly so."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=generator).requires_grad_() for n in (5, 11))
+    upstream = torch.randn(5, 11, generator=generator)
+    results = []
+    for linear in (torch.nn.functional.linear, scoring._tf32_linear):
+        logits = linear(hidden, weight, torch.arange(11.0))
+        results.append([logits, *torch.autograd.grad(logits, (hidden, weight), upstream)])
+    for plain, tf32 in zip(*results, strict=True):
+        torch.testing.assert_close(tf32, plain)
+
+
+def test_tf32_products_ask_for_tf32_forward_and_backward_and_for_nothing_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def spy(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return torch.mm(a, b)
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    monkeypatch.setattr(Tensor, "__matmul__", spy)
+    hidden, weight = torch.ones(2, 3, requires_grad=True), torch.ones(4, 3, requires_grad=True)
+    scoring._TF32Products.apply(hidden, weight).sum().backward()
+    assert seen == ["tf32"] * 3, "one product forward, two backward"
+    assert torch.backends.cuda.matmul.fp32_precision == before

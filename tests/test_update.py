@@ -15,6 +15,7 @@ from rlvr_pl.losses.advantage import AdvantageEstimator
 from rlvr_pl.losses.aggregation import TokenMean
 from rlvr_pl.losses.policy_loss import PPOClip
 from rlvr_pl.losses.ratio import token
+from rlvr_pl.scoring import lay_out
 from rlvr_pl.types import LossInputs, LossOutput, Rollout
 from rlvr_pl.update import MicroBatch, Minibatch, UpdateStats, cut_into_minibatches, empty_micro_batch
 
@@ -51,8 +52,13 @@ def minibatches_of(loss: LossStrategy, minibatches: int, token_budget: int = 10_
     return cut_into_minibatches(hand_rollout(), ADVANTAGES, loss, minibatches, token_budget, T_MAX)
 
 
+def completion_starts(micro_batch: MicroBatch) -> Tensor:
+    lengths = micro_batch.mask.sum(dim=1)
+    return lengths.cumsum(dim=0) - lengths
+
+
 def rows_of(micro_batch: MicroBatch) -> list[int]:
-    return (micro_batch.completion_ids[:, 0] // 100).tolist()
+    return (micro_batch.sequences.targets[completion_starts(micro_batch)] // 100).tolist()
 
 
 def row_lists(minibatches: list[Minibatch]) -> list[list[list[int]]]:
@@ -120,8 +126,11 @@ def test_a_micro_batch_carries_its_sequences_and_is_as_wide_as_the_longest() -> 
     assert [rows_of(m) for m in minibatch.micro_batches] == [[7, 0], [4, 5], [1]]
     for micro_batch, width in zip(minibatch.micro_batches, [5, 3, 2], strict=True):
         rows = rows_of(micro_batch)
-        assert micro_batch.prompt_ids == [rollout.prompt_ids[i // 2] for i in rows]
-        assert torch.equal(micro_batch.completion_ids, rollout.completion_ids[rows, :width])
+        lines = zip(rows, micro_batch.sequences.input_ids.tolist(), strict=True)
+        for i, line in lines:
+            whole = [*rollout.prompt_ids[i // 2], *rollout.completion_ids[i, : LENGTHS[i]].tolist()]
+            assert line == whole + [0] * (len(line) - len(whole))
+        assert torch.equal(micro_batch.sequences.targets, rollout.completion_ids[rows, :width][micro_batch.mask])
         assert torch.equal(micro_batch.mask, rollout.mask[rows, :width])
         assert torch.equal(micro_batch.advantages, ADVANTAGES[rows])
         lengths = micro_batch.mask.sum(1).tolist()
@@ -137,8 +146,8 @@ def test_without_any_advantage_a_minibatch_has_no_micro_batch_but_its_denominato
 @pytest.mark.parametrize("loss", [GRPO(beta=0.0), GRPO(), DrGRPO(), GSPO(), GSPO(beta=0.1), GSPOToken(), token_mean()])
 def test_an_empty_micro_batch_has_a_loss_and_a_gradient_of_0(loss: LossStrategy) -> None:
     empty = empty_micro_batch(hand_rollout())
-    assert empty.prompt_ids == [[7]]
-    assert empty.completion_ids.tolist() == [[0]]
+    assert empty.sequences.input_ids.tolist() == [[7]]
+    assert empty.sequences.targets.tolist() == []
     assert empty.mask.tolist() == [[False]]
     assert empty.advantages.tolist() == [0.0]
     assert loss.denominator(empty.mask, T_MAX).item() == 0
@@ -341,8 +350,7 @@ def test_the_diagnostics_keep_no_graph() -> None:
 def scored(old: list[list[float]], sampled: list[list[float]], lengths: list[int]) -> tuple[MicroBatch, Tensor]:
     mask = mask_of(lengths)
     micro_batch = MicroBatch(
-        prompt_ids=[[1]] * len(lengths),
-        completion_ids=torch.zeros(mask.shape, dtype=torch.long),
+        sequences=lay_out([[1]] * len(lengths), torch.zeros(mask.shape, dtype=torch.long), lengths),
         mask=mask,
         advantages=torch.ones(len(lengths)),
         sampling_logprobs=torch.tensor(sampled),

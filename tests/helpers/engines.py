@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, RolloutEngine, Sampling
+from rlvr_pl.scoring import Sequences, lay_out
 from rlvr_pl.types import Rollout
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
@@ -77,3 +78,8 @@ def huggingface_greedy(
         pad_token_id=0,
     )
     return output[0, len(prompt) :].tolist()
+
+
+def sequences_of(rollout: Rollout) -> Sequences:
+    """What the update scores of a rollout, all of it at once."""
+    return lay_out(rollout.by_row(rollout.prompt_ids), rollout.completion_ids, rollout.lengths.tolist())

@@ -15,7 +15,15 @@ from transformers import GenerationConfig, PreTrainedModel
 from rlvr_pl.rollout import GenerateEngine, LeanEngine
 from rlvr_pl.scoring import score
 from rlvr_pl.types import Rollout
-from tests.helpers.engines import PROMPTS, assert_same, completions, huggingface_greedy, sample_with, uniforms
+from tests.helpers.engines import (
+    PROMPTS,
+    assert_same,
+    completions,
+    huggingface_greedy,
+    sample_with,
+    sequences_of,
+    uniforms,
+)
 from tests.helpers.policies import FAMILIES, VOCABULARY, tiny_model
 
 torch.set_num_threads(1)
@@ -202,7 +210,7 @@ def test_sampling_logprobs_are_the_scored_ones(sample: Sample, family: str, tied
     model = tiny_model(family, tied, seed=3)
     rollout = sample(model, group_size=4, tokens=12, temperature=temperature, stop_ids=range(0, VOCABULARY, 5))
     with torch.no_grad():
-        scores = score(model, rollout.by_row(rollout.prompt_ids), rollout.completion_ids, rollout.mask, temperature)
+        scores = score(model, sequences_of(rollout), temperature)
     assert not rollout.mask.all()
     torch.testing.assert_close(rollout.sampling_logprobs, scores.logprobs, rtol=0, atol=1e-5)
     assert rollout.sampling_logprobs[~rollout.mask].tolist() == [0.0] * int((~rollout.mask).sum())
@@ -303,7 +311,7 @@ def test_no_gradient_and_none_lost_afterwards(sample: Sample) -> None:
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.is_grad_enabled()
     assert not rollout.completion_ids.is_inference()
-    scores = score(model, rollout.by_row(rollout.prompt_ids), rollout.completion_ids, rollout.mask, 1.0)
+    scores = score(model, sequences_of(rollout), 1.0)
     scores.logprobs.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 

@@ -24,6 +24,7 @@ from tests.helpers.engines import (
     sample,
     sample_again,
     sample_with,
+    sequences_of,
     uniforms,
 )
 from tests.helpers.policies import FAMILIES, VOCABULARY, tiny_model
@@ -228,7 +229,7 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_as_it_is_scored() -
     assert_same(rollout, sample_with(GenerateEngine, model, **call))
     assert (rollout.completion_ids >= known).any()
     with torch.no_grad():
-        scores = score(model, rollout.by_row(rollout.prompt_ids), rollout.completion_ids, rollout.mask, 1.0)
+        scores = score(model, sequences_of(rollout), 1.0)
     torch.testing.assert_close(rollout.sampling_logprobs, scores.logprobs, rtol=0, atol=1e-5)
 
 

@@ -20,6 +20,7 @@ from tests.helpers.engines import (
     completions,
     sample,
     sample_again,
+    sequences_of,
     uniforms,
 )
 from tests.helpers.policies import tiny_model
@@ -204,7 +205,7 @@ def test_what_was_made_in_inference_mode_serves_outside_of_it() -> None:
     assert_same(trained, sample(model))
     with torch.inference_mode():
         assert_same(sample_again(engine, group_size=3), evaluated)
-    scores = score(model, trained.by_row(trained.prompt_ids), trained.completion_ids, trained.mask, 1.0)
+    scores = score(model, sequences_of(trained), 1.0)
     scores.logprobs.sum().backward()
 
 
