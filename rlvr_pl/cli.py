@@ -232,10 +232,10 @@ class RLVRCommandLine(LightningCLI):
             state = torch.load(best, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["state_dict"])
             self.model.on_load_checkpoint(state)
-        run = self.trainer.log_dir  # a collective: every rank must ask
-        if not self.trainer.is_global_zero or run is None:
+        place = self.trainer.log_dir  # a collective: every rank must ask
+        if not self.trainer.is_global_zero or place is None:
             return
-        log_dir = Path(run)
+        log_dir = Path(place)
         self.model.policy.save_pretrained(log_dir / BEST_MODEL)
         self.model.tokenizer.save_pretrained(log_dir / BEST_MODEL)
         self._run_state.finish(best_rollout=self.model.rollouts_done)
@@ -250,7 +250,7 @@ class RLVRCommandLine(LightningCLI):
 
 
 class _Rehearsal(RLVRCommandLine):
-    """``fit`` up to where it would make a trainer, seed this process and load data: a plan needs no GPU and no hub."""
+    """``fit`` up to where it would make a trainer, seed this process or load data: needs no GPU and no hub."""
 
     world_size = 1  # on more ranks there is more to divide by; fit itself says so
 

@@ -28,7 +28,7 @@ def expand_bases(arguments: Sequence[str]) -> list[str]:
         The same arguments; a file that has a base is replaced by that and by what else the file says, as YAML.
 
     Raises:
-        ConfigError: if a base is not there, is no path, or is its own base.
+        ConfigError: if a base is not there, is no path, or leads back to itself; or if a file is a comparison's.
     """
     expanded: list[str] = []
     for argument in arguments:
@@ -38,19 +38,22 @@ def expand_bases(arguments: Sequence[str]) -> list[str]:
         elif flag not in _FLAGS or not equals:
             expanded.append(argument)
             continue
-        expanded += [f"{flag}={config}" for config in _with_base(Path(value), ())]
+        expanded += [f"{flag}={config}" for config in _configs(value, ())]
     return expanded
 
 
-def _with_base(file: Path, above: tuple[Path, ...]) -> Iterator[str]:
-    """Of a file, the configurations to be taken one after the other: paths, or YAML where ``base`` was taken out."""
+def _configs(value: str, above: tuple[Path, ...]) -> Iterator[str]:
+    """Yield the configurations that a file stands for, base first: as they were given, or YAML without ``base``."""
+    file = Path(value)
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):  # for the parser to say
         config = None
     if not isinstance(config, dict) or BASE not in config:
-        yield str(file)
+        yield value
         return
+    if "arms" in config:
+        raise ConfigError(f"{file} is a comparison file; run it with: compare --config {file}")
     name = config.pop(BASE)
     if not isinstance(name, str):
         raise ConfigError(
@@ -59,7 +62,8 @@ def _with_base(file: Path, above: tuple[Path, ...]) -> Iterator[str]:
     base = file.parent / name
     if not base.is_file():
         raise ConfigError(f"{file}: base is {name!r}, but there is no file {str(base)!r}")
-    if base.resolve() in (file.resolve(), *above):
-        raise ConfigError(f"{file}: base is {name!r}, which has this file as its own base")
-    yield from _with_base(base, (*above, file.resolve()))
+    chain = (*above, file)
+    if base.resolve() in [other.resolve() for other in chain]:
+        raise ConfigError(f"{file}: base is {name!r}, which leads in a circle: {' → '.join(map(str, (*chain, base)))}")
+    yield from _configs(str(base), chain)
     yield yaml.safe_dump(config, sort_keys=False)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import transformers
 
-from rlvr_pl.cli import RLVRCommandLine
+from rlvr_pl.cli import OTHER_COMMANDS, RLVRCommandLine
 from rlvr_pl.run.checkpoints import Interrupted
 from rlvr_pl.types import ConfigError
 
@@ -47,6 +47,7 @@ def _run(arguments: Sequence[str]) -> None:
 
         report_command(rest)
     else:
+        assert command not in OTHER_COMMANDS
         RLVRCommandLine(arguments)
 
 

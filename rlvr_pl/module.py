@@ -6,7 +6,7 @@ One training step, and who does what in it::
         │ generate         rollout/      G completions a prompt, by the policy as it is
     Rollout                types.py      N = B · G completions with their log-probabilities
         │ reward           rewards/      text, extracted answers, a weighted sum of reward functions
-    Rewards                rewards/      (N,)
+    Rewards                rewards/      total (N,)
         │ advantages       losses/       what a completion earned beyond its group
     advantages (B, G)
         │ update           update.py     minibatches, π_old and π_ref, losses; here: backward, clipping, stepping, ranks
@@ -48,7 +48,10 @@ StepPart = Callable[Concatenate["GroupPolicyModule", Arguments], Result]
 
 
 def timed(part: str) -> Callable[[StepPart[Arguments, Result]], StepPart[Arguments, Result]]:
-    """Have a method of the module note how long it took, in seconds: ``time/{part}_s``."""
+    """Have a part of the training step note how long it took, in seconds: ``time/{part}_s``.
+
+    A subclass that replaces such a part decorates it likewise.
+    """
 
     def decorate(method: StepPart[Arguments, Result]) -> StepPart[Arguments, Result]:
         @wraps(method)
@@ -131,7 +134,7 @@ class GroupPolicyModule(LightningModule):
         if eval_temperature < 0:
             raise ConfigError(f"model.eval_temperature is {eval_temperature}; it must be at least 0 (greedy)")
         if eval_samples > 1 and eval_temperature == 0:
-            raise ConfigError("model.eval_samples is above 1, but greedy samples are all alike; set eval_temperature")
+            raise ConfigError("model.eval_samples is above 1, but greedy samples are identical; set eval_temperature")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm is {max_grad_norm}; it must be above 0, or null for no clipping")
         # Objects stay out of the checkpoint: it must load with weights_only.
@@ -179,7 +182,7 @@ class GroupPolicyModule(LightningModule):
         parts = self.minibatches_per_rollout * world_size
         if prompts_per_rollout % parts:
             raise ConfigError(
-                f"data.prompts_per_rollout is {prompts_per_rollout}, which does not divide by "
+                f"data.prompts_per_rollout is {prompts_per_rollout}, which is not divisible by "
                 f"{self.minibatches_per_rollout} minibatches (model.minibatches_per_rollout) × {world_size} ranks; "
                 f"make it a multiple of {parts}"
             )
@@ -298,14 +301,11 @@ class GroupPolicyModule(LightningModule):
         update = Update(
             minibatches, self.loss, self.policy, self.reference, self.sampling.temperature, device=self.device
         )
-        stats = update.stats
         for _ in range(self.epochs_per_rollout):
             for minibatch, denominator in zip(minibatches, denominators, strict=True):
-                count = len(minibatch.micro_batches)
-                stats.grad_norms.append(self.optimizer_step_on(update.losses(minibatch), count, denominator))
-        stats.sums = self._reduce(stats.sums, "sum")
-        stats.maxima = self._reduce(stats.maxima, "max")
-        return stats
+                numerators, count = update.losses(minibatch), len(minibatch.micro_batches)
+                update.stats.add_step(self.optimizer_step_on(numerators, count, denominator))
+        return update.stats.over_ranks(self._reduce)
 
     def optimizer_step_on(self, numerators: Iterable[Tensor], count: int, denominator: Tensor) -> float:
         """Take one optimizer step on the gradient of Σ ``numerators`` / ``denominator``, both over all ranks.

@@ -55,9 +55,9 @@ def find_model(name: str) -> str:
 def _unusable(name: str, error: Exception) -> ConfigError:
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     if Path(find_model(name)).is_dir():
-        return ConfigError(f"model.policy: cannot load {name!r}: the folder is not a whole model: {reason}")
+        return ConfigError(f"model.policy: cannot load {name!r}: the model folder is incomplete: {reason}")
     return ConfigError(
-        f"model.policy: cannot load {name!r}: it is neither a local folder nor to be had from the Hugging Face hub "
+        f"model.policy: cannot load {name!r}: it is neither a local folder nor available on the Hugging Face hub "
         f"({reason}). Check the name and the network, or give the path of a downloaded folder, or 'embedded'"
     )
 

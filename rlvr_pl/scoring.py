@@ -77,13 +77,13 @@ def lay_out(prompt_ids: Sequence[Sequence[int]], completion_ids: Tensor, lengths
 def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenScores:
     """Compute the log-probabilities of the completion tokens under the tempered policy, and its entropy there.
 
-    The body runs under whatever autocast is active. The output embedding and the softmax run in float32, for GSPO's clip
-    band is 3e-4 wide, and bfloat16 logits alone move a mean log-ratio by that much.
+    The body runs under whatever autocast is active. The output embedding and the softmax run in float32, for GSPO's
+    clip band is 3e-4 wide, and bfloat16 logits alone move a mean log-ratio by that much.
 
-    On a GPU, where the body is in half precision, the output embedding's products are TF32. They move the mean log-ratio
-    of 400 tokens by 7e-6 (rms, by ``benchmarks/head_precision.py``), where a tenth of the band is 3e-5. Products of
-    bfloat16 numbers move it by 1.5e-5, and now and then by more than that tenth. Under 32-true they are as exact as
-    PyTorch is set to be.
+    On a GPU, where the body is in half precision, the output embedding's products are TF32. They move the mean
+    log-ratio of 400 tokens by 7e-6 (rms, by ``benchmarks/head_precision.py``), where a tenth of the band is 3e-5.
+    Products of bfloat16 numbers move it by 1.5e-5, and now and then by more than that tenth. Under 32-true they are as
+    exact as PyTorch is set to be.
 
     Args:
         policy: a causal language model with an output embedding.

@@ -5,15 +5,15 @@
     rollout, advantages ──▶ cut_into_minibatches ──▶ Minibatch ──▶ MicroBatch
                                      │
                                      ▼
-    Update: scores π_old and π_ref once, before the first optimizer step
+    Update: scores π_ref, and π_old of all minibatches but the first, before the first optimizer step
       └─ losses(minibatch) ──▶ the numerator of each micro-batch's loss, for the module to run backward on
 
-Nothing here knows of Lightning, of backward passes or of other ranks: those are the module's.
+Nothing here knows of Lightning, runs backward or talks to other ranks: that is the module's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Some n sequences that go through the policy together; T is their longest completion."""
+    """The n sequences that go through the policy together; T is their longest completion."""
 
     sequences: Sequences  # their prompts and completions
     mask: Tensor  # (n, T)
@@ -45,7 +45,12 @@ class Minibatch:
     denominator: Tensor  # this rank's share of the loss's denominator, scalar
 
     def filled_up(self, micro_batches: int, rollout: Rollout) -> Minibatch:
-        """Add empty micro-batches up to a number of them: ranks must all run as many backward passes."""
+        """Add empty micro-batches up to a number of them: ranks must all run as many backward passes.
+
+        Args:
+            micro_batches: as many as there are, or more.
+            rollout: of this rank.
+        """
         missing = micro_batches - len(self.micro_batches)
         return Minibatch([*self.micro_batches, *(empty_micro_batch(rollout) for _ in range(missing))], self.denominator)
 
@@ -145,7 +150,7 @@ class Update:
             for step, minibatch in enumerate(minibatches):
                 for micro_batch in minibatch.micro_batches:
                     if step > 0:
-                        self._old(micro_batch, self._score(policy, micro_batch).logprobs)
+                        self._note_old(micro_batch, self._score(policy, micro_batch).logprobs)
                     for reference in references:
                         self._ref_logprobs[micro_batch] = self._score(reference, micro_batch).logprobs
 
@@ -157,9 +162,11 @@ class Update:
         """
         for micro_batch in minibatch.micro_batches:
             scores = self._score(self.policy, micro_batch)
+            if micro_batch not in self._old_logprobs:
+                self._note_old(micro_batch, scores.logprobs)
             inputs = LossInputs(
                 scores.logprobs,
-                self._old(micro_batch, scores.logprobs),
+                self._old_logprobs[micro_batch],
                 micro_batch.advantages,
                 micro_batch.mask,
                 self._ref_logprobs.get(micro_batch),
@@ -168,12 +175,10 @@ class Update:
             self.stats.add(inputs, output, scores.entropy)
             yield output.numerator
 
-    def _old(self, micro_batch: MicroBatch, logprobs: Tensor) -> Tensor:
-        """log π_old of a micro-batch, (n, T): the log-probabilities of the first time that it was scored."""
-        if micro_batch not in self._old_logprobs:
-            self._old_logprobs[micro_batch] = logprobs.detach()
-            self.stats.add_mismatch(micro_batch, self._old_logprobs[micro_batch])
-        return self._old_logprobs[micro_batch]
+    def _note_old(self, micro_batch: MicroBatch, logprobs: Tensor) -> None:
+        """Note log π_old of a micro-batch, (n, T): the log-probabilities of the first time that it is scored."""
+        self._old_logprobs[micro_batch] = logprobs.detach()
+        self.stats.add_mismatch(micro_batch, self._old_logprobs[micro_batch])
 
     def _score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
         """Score a micro-batch under a policy: the same code and the same shapes for π_θ, π_old and π_ref."""
@@ -219,6 +224,17 @@ class UpdateStats:
         self.sums[-2] += difference.sum(dtype=torch.float64)
         self.sums[-1] += micro_batch.mask.sum()
         self.maxima[1] = torch.maximum(self.maxima[1], difference.max())
+
+    def add_step(self, grad_norm: float) -> None:
+        """Count one optimizer step, by its gradient's norm before clipping."""
+        self.grad_norms.append(grad_norm)
+
+    def over_ranks(self, reduce: Callable[[Tensor, str], Tensor]) -> UpdateStats:
+        """Make the diagnostics of all ranks; ``reduce`` takes a tensor and ``sum`` or ``max``."""
+        total = UpdateStats(self.sums.device)
+        total.sums, total.maxima = reduce(self.sums, "sum"), reduce(self.maxima, "max")
+        total.grad_norms = self.grad_norms  # the same on every rank
+        return total
 
     def means(self) -> dict[str, float]:
         """Compute the logged values. A ratio counts once per token or once per sequence, as the objective has it."""

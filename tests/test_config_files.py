@@ -47,7 +47,9 @@ def test_in_every_form_of_the_flag(form: list[str], tmp_path: Path) -> None:
     assert configs_of(expanded[1:-1]) == ["base.yaml", {"model": {"group_size": 2}}]
 
 
-@pytest.mark.parametrize("argument", ["fit", "--config", "--config={model: {group_size: 2}}", "--config=nowhere.yaml"])
+@pytest.mark.parametrize(
+    "argument", ["fit", "--config", "--config={data: {source: a//b/}}", "--config=nowhere.yaml", "--config="]
+)
 def test_what_has_no_base_is_left_as_it_is(argument: str) -> None:
     assert expand_bases([argument]) == [argument]
 
@@ -73,8 +75,8 @@ def test_fit_runs_with_both(tmp_path: Path) -> None:
     [
         ("nowhere.yaml", r"mine\.yaml: base is 'nowhere\.yaml', but there is no file .*nowhere\.yaml"),
         (["quickstart.yaml"], r"mine\.yaml: base is \['quickstart\.yaml'\]; it must be the path of one configuration"),
-        ("mine.yaml", r"mine\.yaml: base is 'mine\.yaml', which has this file as its own base"),
-        ("other.yaml", r"other\.yaml: base is 'mine\.yaml', which has this file as its own base"),
+        ("mine.yaml", r"base is 'mine\.yaml', which leads in a circle: \S*mine\.yaml → \S*mine\.yaml$"),
+        ("other.yaml", r"base is 'mine\.yaml', which leads in a circle: \S*mine\S* → \S*other\S* → \S*mine\.yaml$"),
     ],
 )
 def test_a_base_that_leads_nowhere_is_refused(base: Any, message: str, tmp_path: Path) -> None:
@@ -82,6 +84,11 @@ def test_a_base_that_leads_nowhere_is_refused(base: Any, message: str, tmp_path:
     file = write(tmp_path / "mine.yaml", base=base)
     with pytest.raises(ConfigError, match=message):
         expand_bases([f"--config={file}"])
+
+
+def test_a_comparison_file_is_told_from_a_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"compare\.yaml is a comparison file; run it with: compare --config"):
+        expand_bases([f"--config={CONFIGS / 'compare.yaml'}"])
 
 
 def test_a_typo_under_a_base_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ def test_a_hub_that_does_not_deliver(
     monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
     reason = str(error).strip().split("\n")[0]
     assert refusal(lambda: load("no/such")) == (
-        "model.policy: cannot load 'no/such': it is neither a local folder nor to be had from the Hugging Face hub "
+        "model.policy: cannot load 'no/such': it is neither a local folder nor available on the Hugging Face hub "
         f"({reason}){REMEDY}"
     )
     assert asked == ["no/such"]

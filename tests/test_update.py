@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from rlvr_pl import update as update_module
 from rlvr_pl.losses import GRPO, GSPO, DrGRPO, GSPOToken, LossStrategy
 from rlvr_pl.losses.advantage import AdvantageEstimator
 from rlvr_pl.losses.aggregation import TokenMean
 from rlvr_pl.losses.policy_loss import PPOClip
 from rlvr_pl.losses.ratio import token
-from rlvr_pl.scoring import lay_out
+from rlvr_pl.scoring import Sequences, TokenScores, lay_out
 from rlvr_pl.types import LossInputs, LossOutput, Rollout
-from rlvr_pl.update import MicroBatch, Minibatch, UpdateStats, cut_into_minibatches, empty_micro_batch
+from rlvr_pl.update import MicroBatch, Minibatch, Update, UpdateStats, cut_into_minibatches, empty_micro_batch
 
 torch.set_num_threads(1)
 
@@ -110,8 +111,8 @@ def test_denominators_keep_what_is_left_out(
     objective: type[GRPO], whole: int, halves: list[int], quarters: list[int], beta: float
 ) -> None:
     for minibatches, expected in {1: [whole], 2: halves, 4: quarters}.items():
-        plan = minibatches_of(objective(beta=beta), minibatches, token_budget=6)
-        assert [m.denominator.item() for m in plan] == expected
+        cut = minibatches_of(objective(beta=beta), minibatches, token_budget=6)
+        assert [m.denominator.item() for m in cut] == expected
 
 
 def test_a_token_denominator_keeps_the_tokens_of_what_is_left_out() -> None:
@@ -138,9 +139,9 @@ def test_a_micro_batch_carries_its_sequences_and_is_as_wide_as_the_longest() -> 
 
 
 def test_without_any_advantage_a_minibatch_has_no_micro_batch_but_its_denominator() -> None:
-    plan = cut_into_minibatches(hand_rollout(), torch.zeros(8), GRPO(beta=0), 2, 100, T_MAX)
-    assert row_lists(plan) == [[], []]
-    assert [m.denominator.item() for m in plan] == [4, 4]
+    minibatches = cut_into_minibatches(hand_rollout(), torch.zeros(8), GRPO(beta=0), 2, 100, T_MAX)
+    assert row_lists(minibatches) == [[], []]
+    assert [m.denominator.item() for m in minibatches] == [4, 4]
 
 
 @pytest.mark.parametrize("loss", [GRPO(beta=0.0), GRPO(), DrGRPO(), GSPO(), GSPO(beta=0.1), GSPOToken(), token_mean()])
@@ -166,6 +167,40 @@ def test_a_minibatch_is_filled_up_with_empty_micro_batches_and_keeps_its_denomin
     assert filled.denominator is minibatch.denominator
     assert len(minibatch.micro_batches) == 3, "the minibatch itself is as it was"
     assert list(minibatch.filled_up(3, hand_rollout()).micro_batches) == list(minibatch.micro_batches)
+
+
+# π_old and π_ref
+
+
+@dataclass
+class Scored:
+    """A policy that notes when it scores which rows, in the place of ``rlvr_pl.update.score``."""
+
+    calls: list[tuple[str, list[int]]] = field(default_factory=list)
+
+    def __call__(self, policy: str, sequences: Sequences, temperature: float) -> TokenScores:
+        n, T = sequences.shape
+        self.calls.append((policy, sequences.targets.tolist()[:1]))
+        return TokenScores(torch.full((n, T), -float(len(self.calls)), requires_grad=True), torch.zeros(n, T))
+
+
+def test_pi_old_is_scored_before_the_first_step_but_for_the_first_minibatch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = Scored()
+    monkeypatch.setattr(update_module, "score", scored)
+    first, second = minibatches_of(GRPO(beta=0.04), 2)
+    update = Update([first, second], GRPO(beta=0.04), "policy", ["reference"], 1.0, CPU)  # type: ignore[arg-type]
+    a, b = ([rows_of(m)[0] * 100] for minibatch in (first, second) for m in minibatch.micro_batches)
+    assert scored.calls == [("reference", a), ("policy", b), ("reference", b)]
+    for _ in range(2):  # epochs
+        for minibatch in (first, second):
+            list(update.losses(minibatch))
+    assert scored.calls[3:] == [("policy", a), ("policy", b)] * 2
+    update.stats.add_step(1.0)
+    # The ratio is 1 where a minibatch is first seen on-policy; later the policy's score has fallen by one a call.
+    expected = [0, (-5 - -2), (-6 - -4), (-7 - -2)]
+    tokens = [int(minibatch.micro_batches[0].mask.sum()) for minibatch in (first, second)] * 2
+    total = sum(math.exp(d) * n for d, n in zip(expected, tokens, strict=True)) / sum(tokens)
+    assert update.stats.means()["ratio_mean"] == pytest.approx(total)
 
 
 # The diagnostics

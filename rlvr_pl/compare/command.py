@@ -41,7 +41,7 @@ def make_parser() -> CommandParser:
         action="append",
         default=[],
         metavar="ARM[,SEED]",
-        help=f"run this part alone; may be given again. {EXAMPLE} spreads the runs over a cluster with it",
+        help=f"run only this part; can be repeated. {EXAMPLE} spreads the runs over a cluster with it",
     )
     parser.add_argument(
         "--processes",
@@ -214,7 +214,7 @@ def measure(comparison: Comparison, run: Run) -> tuple[Costs, float]:
         state = read_run_state(trial.folder)
         costs = Costs.of(state or RunState())
         if code or state is None or costs is None:
-            raise ConfigError(f"one rollout of {run.arm} cannot be run:\n{last_lines(scratch / OUTPUT)}")
+            raise ConfigError(f"the trial rollout of {run.arm} failed:\n{last_lines(scratch / OUTPUT)}")
         return costs, seconds - state.wall_seconds
     finally:
         shutil.rmtree(scratch)

@@ -13,7 +13,7 @@ import yaml
 
 from rlvr_pl.compare.plan import Comparison
 from rlvr_pl.run.comparison import DATA, FIGURES, SEED_OFFSET
-from rlvr_pl.run.configuration import Flat, belongs_to_a_run
+from rlvr_pl.run.configuration import Flat, belongs_to_a_run, flatten
 from rlvr_pl.types import ConfigError
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
@@ -41,7 +41,7 @@ def load_comparison(file: Path) -> Comparison:
         values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
         return _checked(values)
     except OSError as error:
-        raise ConfigError(f"--config: there is no file {str(file)!r} that can be read") from error
+        raise ConfigError(f"--config: cannot read {str(file)!r} ({error.strerror or error})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: {' '.join(str(error).split())}") from error
     except ConfigError as error:
@@ -104,19 +104,21 @@ def _arms(arms: Any) -> dict[str, Flat]:
         raise ConfigError("arms is empty; name at least one, such as GSPO: {model.loss: GSPO}")
     for name in arms:
         if not isinstance(name, str):
-            raise ConfigError(f"arms: YAML takes the name {name!r} for no text; put it in quotes")
+            raise ConfigError(f"arms: the name {name!r} is not a string in YAML; put it in quotes")
         if not _ARM.fullmatch(name) or name.lower() in _TAKEN:
             raise ConfigError(
-                f"arms: {name!r} cannot name a folder of its own; take letters, digits and . _ + = -, "
-                f"and none of {', '.join(sorted(_TAKEN))}"
+                f"arms: {name!r} cannot name a folder of its own; use letters, digits and . _ + = -, "
+                f"but not {', '.join(sorted(_TAKEN))}"
             )
     lower = [name.lower() for name in arms]
     if len(set(lower)) < len(lower):
-        raise ConfigError(f"arms: {', '.join(arms)}: names that differ in case alone are one folder on some systems")
+        raise ConfigError(f"arms: {', '.join(arms)}: names that differ only in case are one folder on some systems")
     checked = {name: _overrides(overrides, f"arms: {name}") for name, overrides in arms.items()}
     for name, overrides in checked.items():
         if not _is_count(overrides.get(SEED_OFFSET, 0)):
-            raise ConfigError(f"arms: {name}: seed_offset is {overrides[SEED_OFFSET]!r}; it must be a number from 0 on")
+            raise ConfigError(
+                f"arms: {name}: {SEED_OFFSET} is {overrides[SEED_OFFSET]!r}; it must be an integer of at least 0"
+            )
     return checked
 
 
@@ -135,6 +137,9 @@ def _overrides(overrides: Any, where: str) -> Flat:
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
         raise ConfigError(f"{where} is {overrides!r}; it must map dotted keys of fit to values")
     for key in overrides:
-        if belongs_to_a_run(key) or key == "config":
-            raise ConfigError(f"{where}: {key} is set for each run by the comparison; leave it out")
+        for setting in flatten({key: overrides[key]}):
+            if belongs_to_a_run(setting) or setting == "config":
+                raise ConfigError(
+                    f"{where}: {setting} belongs to a single run and cannot be set for an arm; leave it out"
+                )
     return dict(overrides)

@@ -45,13 +45,13 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether it holds work that would be kept, or is at work: its configuration must stay as it is."""
+        """Whether it has a checkpoint, is finished or is running: its configuration must then stay as it is."""
         return self.checkpoint.is_file() or self.finished or is_locked(self.lock)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison file asks for.
+    """The request of a comparison file.
 
     Attributes:
         folder: where the runs and the report lie.
@@ -104,7 +104,7 @@ class Comparison:
         return arm, int(seed)
 
     def fit_arguments(self, run: Run) -> list[str]:
-        """Write the command line of ``fit`` for a run: it sets what ``RUN_KEYS`` leaves to the run."""
+        """Write the command line of ``fit`` for a run: its arm's settings, its seed and its folder."""
         arm = dict(self.arms[run.arm])
         settings = {
             "seed_everything": run.seed + arm.pop(SEED_OFFSET, 0),

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rlvr_pl.compare.plan import Run
-from rlvr_pl.run.configuration import updates_per_rollout
+from rlvr_pl.run.configuration import samples_per_rollout, updates_per_rollout
 from rlvr_pl.run.state import RunState
 
 UNDONE = ("waiting", "elsewhere", "starting", "baseline", "training", "testing", "interrupted")
@@ -61,7 +61,7 @@ class Workload:
         interval = config["trainer.val_check_interval"]
         return cls(
             rollouts=rollouts,
-            samples=rollouts * config["data.prompts_per_rollout"] * config["model.group_size"],
+            samples=int(rollouts * samples_per_rollout(config)),
             optimizer_steps=int(rollouts * updates_per_rollout(config)),
             val_interval=interval if isinstance(interval, int) else max(1, int(rollouts * (interval or 1.0))),
             tests=config["report_test"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,7 +26,7 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
     """
     with locked(comparison.folder / COMPARISON_LOCK):
         check_unchanged(comparison, resolved)
-        old = read_comparison(comparison.folder) or {"arms": {}, "resolved": {}}
+        old = _recorded(comparison.folder) or {"arms": {}, "resolved": {}}
         present = _begun_runs(comparison.folder)
         arms = comparison.arms | {
             a: o for a, o in old["arms"].items() if a not in comparison.arms and any(run.arm == a for run in present)
@@ -50,31 +51,39 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
     Raises:
         ConfigError: with the differences, by arm and key.
     """
-    old = read_comparison(comparison.folder)
+    old = _recorded(comparison.folder)
     present = [run for run in _begun_runs(comparison.folder) if run.arm in resolved]
     if old is None and present:
         raise ConfigError(
-            f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE} to say what they were "
-            "run with. Give the comparison another folder"
+            f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE}, so that their "
+            "settings are unknown. Give the comparison another folder"
         )
     changes: dict[str, list[str]] = {}  # difference: the arms that have it
     for arm in dict.fromkeys(run.arm for run in present):
         before = settings_of(old["resolved"].get(arm, {})) if old is not None else {}
         after = yaml.safe_load(yaml.safe_dump(resolved[arm]))  # as it would be read back
         for key in sorted(before.keys() | after.keys()):
-            a, b = (config.get(key, "(not there)") for config in (before, after))
+            a, b = (config.get(key, "(not set)") for config in (before, after))
             if a != b:
                 changes.setdefault(f"{key}: {a} → {b}", []).append(arm)
     if changes:
         lines = "".join(f"\n  {', '.join(arms)}: {change}" for change, arms in changes.items())
         raise ConfigError(
-            f"{comparison.folder} holds runs of another configuration:{lines}\n"
-            "Give the comparison another folder, or move the runs of these arms away"
+            f"{comparison.folder} holds runs with another configuration:{lines}\n"
+            "Give the comparison another folder, or move these arms' runs elsewhere"
         )
 
 
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """Read ``comparison.yaml``, without which no run may be added to those in the folder."""
+    try:
+        return read_comparison(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}. Restore the file, or give the comparison another folder") from error
+
+
 def _begun_runs(folder: Path) -> list[Run]:
-    """Of any arm and seed, whether or not the comparison names them."""
+    """Find the begun runs of any arm and seed, whether or not the comparison names them."""
     runs = (
         Run(path.parent.name, seed, path) for path in sorted(folder.glob("*/*")) if (seed := seed_of(path)) is not None
     )

@@ -68,7 +68,7 @@ class Interrupts:
 
 
 def child_environment(processes: int, device: int | None) -> dict[str, str]:
-    """Make the environment of a run among so many: its share of the cores, and its GPU.
+    """Make the environment for one of several parallel runs: its share of the cores, and its GPU.
 
     Args:
         processes: how many runs go side by side.
@@ -131,7 +131,7 @@ def remove_beginning(run: Run) -> None:
 
 
 class Runner:
-    """Runs what is not finished, so many at a time.
+    """Runs what is not finished, a fixed number at a time.
 
     A run belongs to whoever holds the lock in its folder. The fit itself holds it too, so that one that outlives this
     process is left alone, and gone on with once it ends.
@@ -244,7 +244,7 @@ class Runner:
         if self.processes:
             display.say(
                 f"Interrupted: {len(self.processes)} at work finish a rollout and write a checkpoint. "
-                "Once more to stop at once."
+                "Press Ctrl-C again to stop at once."
             )
         for process in self.processes:
             process.popen.send_signal(signal.SIGINT)

@@ -55,7 +55,7 @@ class HubDataset:
         except Exception as error:  # whatever a stranger's dataset makes the library stumble over
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             raise ConfigError(
-                f"data.source: cannot load {self.path!r}: it is neither a local file or folder nor to be had from the "
+                f"data.source: cannot load {self.path!r}: it is neither a local file or folder nor available on the "
                 f"Hugging Face hub ({reason}). Check the name and the network, or give a local path, or 'embedded'"
             ) from error
         return loaded.get(split)

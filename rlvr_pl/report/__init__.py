@@ -2,11 +2,12 @@
 
 ::
 
-    run_files.py ──▶ study.py ──▶ outcomes.py ──▶ analysis.py ──▶ verdict.py, caveats.py, examples.py
-    one run's        tidy         seeds ×         statistics.py   tables.py, figures.py
-    files            tables       questions                              │
-                                                                         ▼
-                                                                      page.py ──▶ report.html, report.md, data/
+    run_files.py ─▶ study.py ─▶ outcomes.py ─▶ analysis.py ─▶ verdict.py, tables.py, figures.py ─▶ pictures.py
+    one run's       tidy        seeds ×        statistics.py                 │                        │
+    files           tables      questions ───▶ caveats.py, examples.py ──────┤                        │
+                                                                             ▼                        ▼
+                                        command.py ─────────────────────▶ page.py ─▶ report.html, report.md, data/
 
-The statistics (``statistics.py``) are arrays in, named results out, and know of nothing else here.
+The statistics (``statistics.py``) are arrays in, named results out, and know of nothing else here; ``wording.py``
+writes numbers and lists as people read them.
 """

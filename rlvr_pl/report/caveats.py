@@ -133,7 +133,10 @@ def _unequal_budgets(study: Study) -> Iterator[Caveat]:
         for arm, row in means.iterrows()
     )
     if unequal:
-        yield Caveat("The budgets are not equal", f"Means over finished runs: {amounts}. More training is no merit.")
+        yield Caveat(
+            "The budgets are not equal",
+            f"Means over finished runs: {amounts}. An arm that trained more is not a better objective.",
+        )
     elif apart:
         yield Caveat(
             "Equal in samples, not in tokens",
@@ -157,10 +160,10 @@ def _few_seeds(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
     if few:
         counts = "; ".join(f"{arm} {count}" for arm, count in few.items())
         # In simulated studies of two seeds without a difference up to 8 % of the p-values fell under .05.
-        two = " With two, p-values are too small as well: take one under .05 for nothing." if 2 in few.values() else ""
+        two = " With two, p-values are too small as well: do not take p < .05 as evidence." if 2 in few.values() else ""
         yield Caveat(
             f"Fewer than {FEW_SEEDS} seeds",
-            f"Finished runs: {counts}. How much runs differ among themselves is then hardly known, and intervals are "
+            f"Finished runs: {counts}. How much runs differ among themselves is then poorly known, and intervals are "
             f"wide or missing.{two}",
         )
 

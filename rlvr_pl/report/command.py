@@ -18,16 +18,19 @@ def report_command(arguments: Sequence[str]) -> None:
         ConfigError: if there is nothing to report on.
     """
     parser = CommandParser("report")
-    parser.add_argument("folder", type=Path, metavar="RUNS_DIR", help="with a folder an arm, and in it one a seed")
-    folder = parser.parse_args(arguments).folder
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {str(folder)!r}")
-    report_on(folder)
+    parser.add_argument("folder", type=Path, metavar="RUNS_DIR", help="one folder per arm, with one per seed in it")
+    report_on(parser.parse_args(arguments).folder)
 
 
 def report_on(folder: Path) -> None:
-    """Write the report, one process at a time, and say where it lies."""
+    """Write the report, one process at a time, and say where it is.
+
+    Raises:
+        ConfigError: if there is no such folder, or no run in it.
+    """
     from rlvr_pl.report.page import write_report  # loads plots and tables, which the runs do without
 
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {str(folder)!r}")
     with locked(folder / COMPARISON_LOCK):
         print(f"report: {write_report(folder)}")

@@ -99,7 +99,7 @@ def _shared_questions(
         in_common = len(questions & usual)
         if 2 * in_common < len(usual):
             mismatches.append(
-                f"{paths[key]}: was evaluated on other questions than most runs ({in_common} of {len(usual)} in "
+                f"{paths[key]}: was evaluated on different questions from most runs ({in_common} of {len(usual)} in "
                 "common); it is left out of the statistics"
             )
             del before[key], after[key]

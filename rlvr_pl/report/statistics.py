@@ -3,7 +3,7 @@
 Shapes: S seeds (runs of an arm), Q questions, K evaluations along a run. ``correct`` is (S, Q) in [0, 1], the share of
 a question's samples that one run got right. Accuracies and differences are in 0…1; intervals are at 95 %.
 
-**What is estimated.** The accuracy that the method would have in the mean over new seeds *and* new questions like
+**What is estimated.** The accuracy that the arm would have in the mean over new seeds *and* new questions like
 these. Both were drawn, and every run answers the same questions, so they are crossed random effects (Miller, "Adding
 error bars to evals", arXiv 2411.00640, has the questions' part): x_sq = μ + seed_s + question_q + rest_sq, and
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from rlvr_pl.report.run_files import RECORD_COLUMNS, read_evaluation, read_scalars
 from rlvr_pl.run.comparison import SEED_OFFSET, read_comparison, seed_of
-from rlvr_pl.run.configuration import flatten, read_config, settings_of, updates_per_rollout
+from rlvr_pl.run.configuration import flatten, read_config, samples_per_rollout, settings_of, updates_per_rollout
 from rlvr_pl.run.folder import BEST_MODEL, CONFIG, EVALUATIONS, RUN_FILE
 from rlvr_pl.run.records import find_records
 from rlvr_pl.run.state import read_run_file
@@ -90,7 +90,7 @@ def load_study(folder: Path) -> Study:
         runs[key] = run
     if not runs:
         raise ConfigError(
-            f"{str(folder)!r} holds no run of fit to report on (a folder with config.yaml and evaluations/*.jsonl). "
+            f"{str(folder)!r} contains no run of fit to report on (a folder with config.yaml and evaluations/*.jsonl). "
             "Give the folder that `compare` or `fit` wrote into"
         )
     planned = [(arm, seed) for arm in comparison.get("arms", {}) for seed in comparison.get("seeds", [])]
@@ -196,7 +196,7 @@ def _with_budgets(scalars: pd.DataFrame, config: dict[str, Any]) -> tuple[pd.Dat
     # What a kill took from the log was spent nevertheless.
     spent = spent.interpolate(limit_direction="both").cumsum()
     spent.loc[0] = 0.0
-    per_rollout = config.get("data.prompts_per_rollout", float("nan")) * config.get("model.group_size", float("nan"))
+    per_rollout = samples_per_rollout(config)
     curves = scalars.assign(
         samples=scalars["rollout"] * per_rollout,
         completion_tokens=(scalars["rollout"].map(spent["tokens"]) * per_rollout).round(),
@@ -257,7 +257,7 @@ def _settings_of_arms(
         keys = [k for k in run.settings | reference.settings if run.settings.get(k) != reference.settings.get(k)]
         if keys:
             problems.append(
-                f"{run.row['path']}: is configured otherwise than {reference.row['path']} ({', '.join(keys)}), though "
+                f"{run.row['path']}: has other settings than {reference.row['path']} ({', '.join(keys)}), though "
                 "both are runs of one arm; it is used all the same"
             )
     return settings, problems

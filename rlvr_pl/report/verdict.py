@@ -16,7 +16,7 @@ def verdict(analysis: Analysis) -> str:
     """Answer the comparison in one sentence of plain words, on strict final accuracy."""
     done, total = len(analysis.study.finished), len(analysis.study.runs)
     if not analysis.arms:
-        return f"No verdict yet: none of the {total} runs has finished with records of both its ends."
+        return f"No verdict yet: none of the {total} runs has finished with both its first and its last evaluation."
     return _sentence(analysis, f"So far, with {done} of {total} runs finished: " if done < total else "")
 
 

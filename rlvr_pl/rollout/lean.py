@@ -71,7 +71,7 @@ class LeanEngine(RolloutEngine):
         expected = (call.sequences, call.budget)
         given = None if noise is None else tuple(noise.shape)
         if call.temperature > 0 and given != expected:
-            raise ValueError(f"sampling needs noise of shape {expected}; there is {given}")
+            raise ValueError(f"sampling needs noise of shape {expected}; got {given}")
         device = self.policy.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.policy.dtype
         with torch.autocast(device, enabled=False):  # the decoder says itself what is rounded where
@@ -127,7 +127,9 @@ class LeanEngine(RolloutEngine):
     def _prepare(self, call: _Call, dtype: torch.dtype) -> None:
         """Bring the weights up to date, and make anew what the last call made if it does not serve this one."""
         if reason := why_not_covered(self.policy):
-            raise ValueError(f"the policy was changed after its first rollout, and is no longer covered: {reason}")
+            raise ValueError(
+                f"the policy was changed after its first rollout, and is no longer supported by the decoder: {reason}"
+            )
         limit = self.policy.config.max_position_embeddings
         if call.columns > limit:
             raise ValueError(f"the longest sequence can need {call.columns} positions; the policy has {limit}")

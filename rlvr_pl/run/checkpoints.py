@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from rlvr_pl.run.files import UNFINISHED
 from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
 from rlvr_pl.types import PromptBatch, check_at_least
 
@@ -21,7 +22,7 @@ class Interrupted(Exception):
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the trainer validates after this rollout: the last rollout always is."""
+    """Tell whether the trainer validates after this rollout; after the last one it always does."""
     due = trainer.should_stop or (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
     return due and trainer.enable_validation
 
@@ -73,7 +74,9 @@ class ResumePoint(Checkpoint):
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
-        rank_zero_info("\nInterrupted: finishing this rollout and writing a checkpoint. Once more to stop at once.")
+        rank_zero_info(
+            "\nInterrupted: finishing this rollout and writing a checkpoint. Press Ctrl-C again to stop at once."
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
@@ -100,7 +103,7 @@ class ResumePoint(Checkpoint):
         """All of the file or none of it."""
         assert trainer.log_dir is not None
         path = Path(trainer.log_dir) / CHECKPOINTS / LAST
-        unfinished = path.with_suffix(".unfinished")
+        unfinished = path.with_name(path.name + UNFINISHED)
         trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:
             os.replace(unfinished, path)

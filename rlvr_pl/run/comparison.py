@@ -41,7 +41,7 @@ def read_comparison(folder: Path) -> dict[str, Any] | None:
     """Read ``comparison.yaml``; None where the folder has none.
 
     Raises:
-        ConfigError: if there is one that cannot be read, or that has no arms and seeds.
+        ConfigError: if there is one that cannot be read, or that lacks arms, seeds or their settings.
     """
     path = folder / COMPARISON_FILE
     if not path.is_file():
@@ -50,8 +50,7 @@ def read_comparison(folder: Path) -> dict[str, Any] | None:
         comparison = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{COMPARISON_FILE}: unreadable ({' '.join(str(error).split())})") from error
-    if not isinstance(comparison, dict) or not all(
-        isinstance(comparison.get(key), kind) for key, kind in (("arms", dict), ("seeds", list))
-    ):
-        raise ConfigError(f"{COMPARISON_FILE}: unreadable (has no arms and seeds)")
+    keys = {"arms": dict, "seeds": list, "resolved": dict}
+    if not isinstance(comparison, dict) or not all(isinstance(comparison.get(key), keys[key]) for key in keys):
+        raise ConfigError(f"{COMPARISON_FILE}: unreadable (it needs {', '.join(keys)})")
     return comparison

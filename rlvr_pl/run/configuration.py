@@ -13,8 +13,8 @@ from rlvr_pl.run.folder import newest_config
 Flat = dict[str, Any]
 """A configuration of ``fit``: dotted keys to values."""
 
-# What tells one run of an arm from another, or only says where it lies and what it shows. A comparison sets them for
-# each run, and two runs that differ in nothing else were run with the same settings.
+# What tells one run of an arm from another, or only says where it is and what it shows. A comparison sets these or
+# leaves them at their defaults; two runs that differ in nothing else were run with the same settings.
 RUN_KEYS = (
     "seed_everything",
     "data.seed",
@@ -62,6 +62,11 @@ def read_config(folder: Path) -> tuple[Flat, str | None]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         return {}, f"{file.name} is unreadable ({' '.join(str(error).split())})"
     return (flatten(config), None) if isinstance(config, dict) else ({}, f"{file.name} is not a mapping")
+
+
+def samples_per_rollout(config: Mapping[str, Any]) -> float:
+    """Count the completions of a rollout, over all ranks; NaN where the flat configuration does not say."""
+    return config.get("data.prompts_per_rollout", float("nan")) * config.get("model.group_size", float("nan"))
 
 
 def updates_per_rollout(config: Mapping[str, Any]) -> float:

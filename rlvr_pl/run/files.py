@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = ".unfinished"
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -15,6 +17,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     Yields:
         A path beside ``path``.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(path.name + UNFINISHED)
     yield unfinished
     os.replace(unfinished, path)

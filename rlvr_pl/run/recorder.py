@@ -63,8 +63,7 @@ class RecordRunState(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
-        metrics = trainer.callback_metrics
-        self.state.train_seconds += sum(float(metrics[f"time/{part}_s"]) for part in ("rollout", "reward", "update"))
+        self.state.train_seconds += sum(pl_module.seconds.values())  # type: ignore[operator]
         self._count(trainer, pl_module)
         self._write("training")
 

@@ -23,15 +23,19 @@ from tests.helpers.comparisons import plan
         ({"arms": {"..": {}}}, r"arms: '\.\.' cannot name a folder"),
         ({"arms": {"figures": {}}}, "arms: 'figures' cannot name a folder of its own"),
         ({"arms": {"a,1": {}}}, "arms: 'a,1' cannot name"),
-        ({"arms": {1: {}}}, "arms: YAML takes the name 1 for no text; put it in quotes"),
-        ({"arms": {"GRPO": {}, "grpo": {}}}, "differ in case alone"),
+        ({"arms": {1: {}}}, "arms: the name 1 is not a string in YAML; put it in quotes"),
+        ({"arms": {"GRPO": {}, "grpo": {}}}, "differ only in case"),
         ({"arms": {"A": ["model.loss"]}}, "arms: A is .* must map dotted keys"),
-        ({"arms": {"A": {"seed_everything": 3}}}, "arms: A: seed_everything is set for each run"),
-        ({"arms": {"A": {"seed_offset": -1}}}, "arms: A: seed_offset is -1; it must be a number from 0 on"),
-        ({"overrides": {"trainer.logger.name": "x"}}, r"overrides: trainer\.logger\.name is set for each run"),
+        ({"arms": {"A": {"seed_everything": 3}}}, "arms: A: seed_everything belongs to a single run"),
+        ({"arms": {"A": {"seed_offset": -1}}}, "arms: A: seed_offset is -1; it must be an integer of at least 0"),
+        ({"overrides": {"trainer.logger.name": "x"}}, r"overrides: trainer\.logger\.name belongs to a single run"),
         (
             {"arms": {"A": {"trainer.enable_progress_bar": True}}},
-            r"arms: A: trainer\.enable_progress_bar is set for each",
+            r"arms: A: trainer\.enable_progress_bar belongs to a single run",
+        ),
+        (
+            {"arms": {"A": {"trainer": {"logger": {"name": "x"}}}}},
+            r"arms: A: trainer\.logger\.name belongs to a single",
         ),
         ({"seeds": []}, r"seeds is \[\]; it must be a list"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is listed twice"),
@@ -65,5 +69,5 @@ def test_what_is_no_comparison_is_refused(text: str, message: str, tmp_path: Pat
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--config: there is no file .*nowhere\.yaml"):
+    with pytest.raises(ConfigError, match=r"--config: cannot read .*nowhere\.yaml"):
         load_comparison(tmp_path / "nowhere.yaml")

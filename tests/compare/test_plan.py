@@ -17,7 +17,7 @@ from tests.helpers.comparisons import QUICKSTART, plan
         ({"good": {}, "bad": {"model.grop_size": 8}}, r"arm bad: .*model\.grop_size.*Did you mean model\.group_size"),
         ({"good": {}, "bad": {"model.loss": "GSPPO"}}, r"arm bad: .*GSPPO.*Choose from DrGRPO, GRPO"),
         ({"good": {}, "bad": {"model.loss.clip_low": -1}}, r"arm bad: model\.loss\.clip_low is -1\.0"),
-        ({"good": {}, "bad": {"model.minibatches_per_rollout": 5}}, "arm bad: .*does not divide by 5 minibatches"),
+        ({"good": {}, "bad": {"model.minibatches_per_rollout": 5}}, "arm bad: .*not divisible by 5 minibatches"),
         ({"good": {}, "bad": {"data.max_rollouts": 12}}, r"data\.max_rollouts is 24 for good, 12 for bad"),
         ({"good": {}, "bad": {"data.prompts_per_rollout": 32}}, r"prompts_per_rollout is 16 for good, 32 for bad"),
         ({"good": {}, "bad": {"model.group_size": 8}}, r"group_size is 16 for good, 8 for bad.*allow_unequal_budgets"),

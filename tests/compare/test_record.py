@@ -94,3 +94,12 @@ def test_a_changed_offset_is_refused_like_any_change(tmp_path: Path) -> None:
     changed = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 2000}})
     with pytest.raises(ConfigError, match="b: seed_offset: 1000 → 2000"):
         begin(changed, changed.resolve())
+
+
+@pytest.mark.parametrize("content", ["arms: [", "arms: {}", "arms: {}\nseeds: []"])
+def test_a_record_that_cannot_be_read_is_refused_with_the_remedy(content: str, tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    (tmp_path / "runs" / "comparison.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"runs: comparison\.yaml: unreadable \(.*Restore the file, or give"):
+        begin(comparison, comparison.resolve())

@@ -305,7 +305,7 @@ def test_a_hub_that_does_not_deliver(error: Exception, monkeypatch: pytest.Monke
         find_source("no/such")("train")
     reason = str(error).strip().split("\n")[0]
     assert str(raised.value) == (
-        "data.source: cannot load 'no/such': it is neither a local file or folder nor to be had from the Hugging Face "
+        "data.source: cannot load 'no/such': it is neither a local file or folder nor available on the Hugging Face "
         f"hub ({reason}). Check the name and the network, or give a local path, or 'embedded'"
     )
     assert raised.value.__cause__ is error

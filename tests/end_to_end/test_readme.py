@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from rlvr_pl import types
 from rlvr_pl.main import main
 from rlvr_pl.module import GroupPolicyModule
 from tests.helpers.paths import ROOT
 from tests.helpers.policies import make_tiny_policy
 from tests.helpers.runs import read_scalars, tiny_run
+from tests.test_architecture import MAY_IMPORT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -48,9 +50,20 @@ def test_the_training_step_reads_as_the_readme_prints_it() -> None:
 
 def test_the_tree_is_that_of_the_package() -> None:
     tree = re.findall(r"```\nrlvr_pl/\n(.*?)\ntests/", README, flags=re.DOTALL)[0]
-    shown = {name.rstrip(",") for line in tree.splitlines() for name in re.findall(r"(?:\w+\.py|\w+/)", line[:24])}
+    shown = [re.findall(r"\w+\.py|\w+/", line)[0] for line in tree.splitlines()]
     rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "rlvr_pl").iterdir()}
-    assert shown == rooms - {"__init__.py", "__pycache__/"}
+    assert set(shown) == rooms - {"__init__.py", "__pycache__/"}
+    names = [name.rstrip("/").removesuffix(".py") for name in shown]
+    for i, name in enumerate(names):
+        assert MAY_IMPORT[name] <= set(names[i + 1 :]), f"{name} imports what stands above it in the tree"
+
+
+def test_the_words_are_those_of_the_code() -> None:
+    defined = re.findall(r"^    ([a-z-]+) {3,}\S", types.__doc__ or "", flags=re.MULTILINE)
+    shown = re.findall(
+        r"^\| ([a-z, -]+) \| [^|]+ \|$", README[README.index("| word | meaning |") :], flags=re.MULTILINE
+    )
+    assert {word for row in shown for word in row.split(", ")} - {"word"} == set(defined)
 
 
 def test_every_file_and_target_that_is_named_exists() -> None:

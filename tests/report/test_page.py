@@ -208,7 +208,7 @@ def test_verdict_while_runs_go_on(analysis: Analysis) -> None:
         "of 15.0 points or more would have been found (with 80 % power)."
     )
     assert verdict(replace(going, arms=[])) == (
-        "No verdict yet: none of the 6 runs has finished with records of both its ends."
+        "No verdict yet: none of the 6 runs has finished with both its first and its last evaluation."
     )
 
 

@@ -196,7 +196,7 @@ def test_the_growing_end_of_a_running_event_file_is_no_problem(tmp_path: Path) -
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no run of fit.*Give the folder that"):
+    with pytest.raises(ConfigError, match=r"contains no run of fit.*Give the folder that"):
         load_study(tmp_path)
     with pytest.raises(ConfigError, match="there is no folder"):
         load_study(tmp_path / "absent")
@@ -334,7 +334,7 @@ def test_runs_of_one_arm_with_other_settings_are_named(tmp_path: Path) -> None:
     write_run(tmp_path, "A", 0, **SMALL)
     write_run(tmp_path, "A", 1, config={"model.group_size": 8}, **SMALL)
     assert load_study(tmp_path).problems == [
-        "A/seed_1: is configured otherwise than A/seed_0 (model.group_size), though both are runs of one arm; "
+        "A/seed_1: has other settings than A/seed_0 (model.group_size), though both are runs of one arm; "
         "it is used all the same"
     ]
 
@@ -415,7 +415,8 @@ def test_a_run_on_other_questions_is_left_out(tmp_path: Path) -> None:
     assert outcomes.seeds == {"A": [0, 1]}
     assert np.array_equal(outcomes.final["A", "strict"], [[1, 0, 1, 0]] * 2)
     assert outcomes.mismatches == [
-        "A/seed_2: was evaluated on other questions than most runs (0 of 4 in common); it is left out of the statistics"
+        "A/seed_2: was evaluated on different questions from most runs (0 of 4 in common); it is left out of the "
+        "statistics"
     ]
 
 
