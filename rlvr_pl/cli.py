@@ -19,13 +19,14 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
-from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_checkpoint
+from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, WholeFileCheckpoints, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
 from rlvr_pl.run.display import RolloutProgressBar, SampleCompletions
 from rlvr_pl.run.folder import BEST_MODEL, find_checkpoint, next_config_path
@@ -188,8 +189,10 @@ class RLVRCommandLine(LightningCLI):
         config.ckpt_path = str(checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Put the resume point last: it holds the state of the best checkpoint's callback."""
+        """Put the resume point last, since it holds the state of the best checkpoint's callback; write files whole."""
         trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
+            trainer.strategy.checkpoint_io = WholeFileCheckpoints()
         trainer.callbacks.sort(key=lambda c: isinstance(c, ResumePoint))  # type: ignore[attr-defined]
         return trainer
 

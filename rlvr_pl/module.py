@@ -222,6 +222,14 @@ class GroupPolicyModule(LightningModule):
         with constants_kept(self):
             return super()._apply(fn, recurse)
 
+    def cpu(self) -> Self:
+        """Stay on the device: strategies ask for this after each of fit, validate and test.
+
+        A GPU would get all weights back a moment later, and the rollout engine would capture its decode steps anew.
+        ``.to("cpu")`` moves the module.
+        """
+        return self
+
     @cached_property
     def engine(self) -> RolloutEngine:
         """The rollout engine, chosen at its first use: until then a subclass may wrap layers of the loaded policy."""

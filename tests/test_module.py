@@ -362,3 +362,10 @@ def test_bfloat16_weights_leave_the_rotary_frequencies_in_float32(model_folder: 
         assert policy.dtype == torch.bfloat16
         assert torch.equal(policy.model.rotary_emb.inv_freq, exact.module.policy.model.rotary_emb.inv_freq)
         assert policy.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_the_module_stays_where_it_is_between_fit_validate_and_test(model_folder: Path) -> None:
+    """Strategies send it to the CPU after each; on a GPU the engine's captured steps would be of no use any more."""
+    module = fit(model_folder, OBJECTIVES["GSPO"].strategy).module
+    module.to("meta")
+    assert {parameter.device.type for parameter in module.cpu().parameters()} == {"meta"}

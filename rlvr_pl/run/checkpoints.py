@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlvr_pl.run.files import UNFINISHED
+from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
 from rlvr_pl.types import PromptBatch, check_at_least
 
@@ -100,14 +101,29 @@ class ResumePoint(Checkpoint):
             )
 
     def _save(self, trainer: Trainer) -> None:
-        """All of the file or none of it."""
+        """All of the file or none of it: see :class:`WholeFileCheckpoints`."""
         assert trainer.log_dir is not None
-        path = Path(trainer.log_dir) / CHECKPOINTS / LAST
-        unfinished = path.with_name(path.name + UNFINISHED)
-        trainer.save_checkpoint(unfinished, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(unfinished, path)
-        trainer.strategy.barrier()
+        trainer.save_checkpoint(Path(trainer.log_dir) / CHECKPOINTS / LAST, weights_only=False)
+
+
+class WholeFileCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there whole.
+
+    Lightning's own way builds the file in memory first, 18 GB of it for a policy of 1.5 billion parameters, and passes
+    it through the system's folder for temporary files.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``.
+
+        Raises:
+            TypeError: if there are storage options, which a local file has not.
+        """
+        if storage_options is not None:
+            raise TypeError("checkpoints are local files here: there are no storage_options")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def best_checkpoint() -> ModelCheckpoint:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNFINISHED = ".unfinished"
-
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -17,6 +15,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     Yields:
         A path beside ``path``.
     """
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = path.with_name(path.name + ".unfinished")
     yield unfinished
     os.replace(unfinished, path)
