@@ -313,6 +313,7 @@ class GroupPolicyModule(LightningModule):
             for minibatch, denominator in zip(minibatches, denominators, strict=True):
                 numerators, count = update.losses(minibatch), len(minibatch.micro_batches)
                 update.stats.add_step(self.optimizer_step_on(numerators, count, denominator))
+        cast(LightningOptimizer, self.optimizers()).zero_grad()  # the next rollout needs the memory more
         return update.stats.over_ranks(self._reduce)
 
     def optimizer_step_on(self, numerators: Iterable[Tensor], count: int, denominator: Tensor) -> float:

@@ -60,15 +60,30 @@ def _inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """
     vocabulary = probabilities.shape[-1]
     if vocabulary <= _BLOCK**2 or vocabulary % _BLOCK:
-        return _search(probabilities.cumsum(dim=-1), uniforms)[0]
+        return _search(_cumulative(probabilities), uniforms)[0]
     blocks = probabilities.unflatten(-1, (-1, _BLOCK))
     masses = blocks.sum(dim=-1)
-    cumulative = masses.cumsum(dim=-1)
+    cumulative = _cumulative(masses)
     block, target = _search(cumulative, uniforms)
     mass = masses.gather(1, block)
     within = (target - (cumulative.gather(1, block) - mass)).div(mass).clamp(min=0)
     tokens = blocks[torch.arange(len(blocks), device=blocks.device), block.squeeze(1)]
-    return block * _BLOCK + _search(tokens.cumsum(dim=-1), within)[0]
+    return block * _BLOCK + _search(_cumulative(tokens), within)[0]
+
+
+def _cumulative(values: Tensor) -> Tensor:
+    """Sum each row of (N, V) up to each entry.
+
+    CUDA's cumulative sum is not deterministic, and is refused under ``trainer.deterministic: true``. Doubling is: each
+    pass adds what stands twice as far to the left, so that log2 V additions of whole rows do the same.
+    """
+    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values.cumsum(dim=-1)
+    distance = 1
+    while distance < values.shape[-1]:
+        values = torch.cat((values[:, :distance], values[:, distance:] + values[:, :-distance]), dim=-1)
+        distance *= 2
+    return values
 
 
 def _search(cumulative: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

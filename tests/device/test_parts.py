@@ -1,0 +1,141 @@
+"""The engine and the update on a simulated GPU: the CPU's tokens, and no wait but those that are accounted for."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from rlvr_pl.losses import GRPO, GSPO
+from rlvr_pl.rollout import LeanEngine, choose_engine
+from rlvr_pl.scoring import lay_out, score
+from rlvr_pl.types import Rollout
+from rlvr_pl.update import Update, cut_into_minibatches
+from tests.helpers.engines import PROMPTS, assert_same, sample_with
+from tests.helpers.policies import FAMILIES, tiny_model
+from tests.helpers.simulated_gpu import GPU, SimulatedCapture, SimulatedGPU, simulated_gpu
+
+torch.set_num_threads(1)
+
+VOCABULARY = 16_512  # above 128², so that sampling looks for a token's block first
+TOKENS = 20
+# Budgets. A regression that adds a wait to a loop breaks them.
+WAITS_A_FORWARD = 1  # transformers looks for packed sequences in the positions that it has made itself
+WAITS_A_CUT = 1  # the lengths
+UPLOADS_A_CUT = 1  # the advantages
+UPLOADS_A_MICRO_BATCH = 2  # which rows, and where each of their tokens goes
+WAITS_A_ROLLOUT = 5  # what was written, the longest, and whether all is finite
+STEPS_A_WAIT = 8  # decode steps between two looks at which rows have ended
+
+
+def total(counter: Any) -> int:
+    return sum(counter.values())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "mixed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rollout_is_that_of_the_cpu(family: str, dtype: torch.dtype | str, temperature: float) -> None:
+    model = tiny_model(family, tied=True, vocab_size=VOCABULARY)
+    if isinstance(dtype, torch.dtype):
+        model.to(dtype)
+
+    def rollout(device: str) -> Rollout:
+        mixed = torch.autocast(device, torch.bfloat16) if dtype == "mixed" else nullcontext()
+        with mixed:
+            return sample_with(LeanEngine, model, group_size=3, tokens=TOKENS, temperature=temperature, slots=5)
+
+    expected = rollout("cpu")
+    with simulated_gpu():
+        model.to("cuda")
+        actual = rollout("cuda")
+        assert actual.completion_ids.device == actual.sampling_logprobs.device == GPU
+        assert SimulatedCapture.captured > 0
+    if dtype == torch.float32:  # in half precision a captured step, which is masked, rounds otherwise
+        assert_same(actual, expected)
+
+
+def test_decode_steps_wait_for_nothing_and_the_host_looks_every_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    with simulated_gpu() as gpu:
+        model = tiny_model(vocab_size=VOCABULARY).to("cuda")
+        engine = choose_engine(model, (-1,), 0, slots=64)
+        sample_with(engine, model, group_size=2, tokens=40)
+        gpu.clear()
+        sample_with(engine, model, group_size=2, tokens=40)
+    assert total(gpu.waits) <= math.ceil(40 / STEPS_A_WAIT) + WAITS_A_ROLLOUT
+
+
+def update_of(gpu: SimulatedGPU, beta: float, autocast: bool, checkpointing: bool) -> None:
+    model = tiny_model(tied=True, vocab_size=VOCABULARY).train().to("cuda")
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()  # as the module does: the decoder takes no hooks
+    reference = tiny_model(tied=True, vocab_size=VOCABULARY, seed=1).to("cuda")
+    loss = GRPO(beta=beta) if beta else GSPO()
+    rollout = sample_with(LeanEngine, model, group_size=4, tokens=TOKENS)
+    advantages = loss.advantages(torch.arange(len(PROMPTS) * 4.0).view(-1, 4) % 3).flatten()
+    gpu.clear()
+    minibatches = cut_into_minibatches(rollout, advantages, loss, 2, 60, TOKENS)
+    micro_batches = sum(len(minibatch.micro_batches) for minibatch in minibatches)
+    assert total(gpu.waits) == WAITS_A_CUT
+    assert total(gpu.uploads) == UPLOADS_A_CUT + UPLOADS_A_MICRO_BATCH * micro_batches
+    gpu.clear()
+    mixed = torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if autocast else nullcontext()
+    with mixed:
+        update = Update(minibatches, loss, model, [reference] if beta else [], 1.0, GPU)
+        for minibatch in minibatches:
+            for numerator in update.losses(minibatch):
+                (numerator / minibatch.denominator).backward()
+    forwards = micro_batches + len(minibatches[1].micro_batches) + (micro_batches if beta else 0)
+    assert total(gpu.waits) == WAITS_A_FORWARD * forwards
+    assert total(gpu.uploads) == 0
+    assert all(parameter.grad is not None and parameter.grad.is_cuda for parameter in model.parameters())
+    update.stats.add_step(1.0)
+    assert math.isfinite(update.stats.means()["kl"])
+
+
+@pytest.mark.parametrize(
+    ("beta", "autocast", "checkpointing"), [(0.0, False, False), (0.1, True, False), (0.0, True, True)]
+)
+def test_an_update_keeps_its_budget_of_waits_and_uploads(beta: float, autocast: bool, checkpointing: bool) -> None:
+    with simulated_gpu() as gpu:
+        update_of(gpu, beta, autocast, checkpointing)
+
+
+def test_under_half_precision_the_head_is_multiplied_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    matmul = torch.Tensor.__matmul__
+
+    def spy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return matmul(a, b)
+
+    with simulated_gpu():
+        model = tiny_model(tied=True).train().to("cuda")
+        rows = lay_out([[5, 6], [7]], torch.tensor([[3, 4], [6, 7]], device="cuda"), [2, 1])
+        monkeypatch.setattr("rlvr_pl.scoring.torch.Tensor.__matmul__", spy)
+        score(model, rows, 1.0)
+        assert seen == [], "32-true multiplies as PyTorch is set to"
+        with torch.autocast("cuda", torch.bfloat16):
+            score(model, rows, 1.0)
+    assert seen[-1:] == ["tf32"]
+
+
+@pytest.mark.parametrize("vocabulary", [64, VOCABULARY])
+def test_sampling_is_deterministic_where_that_is_asked_for(vocabulary: int) -> None:
+    """CUDA's cumulative sum is refused then: the tokens come without one, and are the same."""
+    model = tiny_model(vocab_size=vocabulary)
+    expected = sample_with(LeanEngine, model, group_size=3, tokens=TOKENS, slots=5)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with simulated_gpu():
+            model.to("cuda")
+            actual = sample_with(LeanEngine, model, group_size=3, tokens=TOKENS, slots=5)
+            with pytest.raises(RuntimeError, match="cumsum"):
+                torch.ones(3, device="cuda").cumsum(0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(actual, expected)
