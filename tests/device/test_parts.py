@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.attention import varlen
 
 from rlvr_pl.losses import GRPO, GSPO
-from rlvr_pl.rollout import LeanEngine, choose_engine
+from rlvr_pl.rollout import GenerateEngine, LeanEngine, choose_engine
 from rlvr_pl.scoring import lay_out, score
 from rlvr_pl.types import Rollout
 from rlvr_pl.update import Update, cut_into_minibatches
-from tests.helpers.engines import PROMPTS, assert_same, sample_with
+from tests.helpers.engines import PROMPTS, assert_same, completions, sample_with
 from tests.helpers.policies import FAMILIES, tiny_model
 from tests.helpers.simulated_gpu import GPU, SimulatedCapture, SimulatedGPU, simulated_gpu
 
@@ -56,6 +59,47 @@ def test_a_rollout_is_that_of_the_cpu(family: str, dtype: torch.dtype | str, tem
         assert SimulatedCapture.captured > 0
     if dtype == torch.float32:  # in half precision a captured step, which is masked, rounds otherwise
         assert_same(actual, expected)
+
+
+def attention_by_length(
+    q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, starts: Tensor, one: int, columns: int, **settings: Any
+) -> Tensor:
+    """What ``torch.nn.attention.varlen.varlen_attn`` computes for a decode step, on a CPU."""
+    assert (one, settings.pop("enable_gqa")) == (1, True)
+    used = settings.pop("seqused_k")
+    assert not settings
+    assert boundaries.is_cuda
+    assert starts.is_cuda
+    keys, values = (x.view(-1, columns, *x.shape[1:])[: len(q)].transpose(1, 2) for x in (k, v))
+    mask = (torch.arange(columns, device=q.device) < used.unsqueeze(1))[:, None, None]
+    attended = torch.nn.functional.scaled_dot_product_attention(q.unsqueeze(2), keys, values, mask, enable_gqa=True)
+    return attended.squeeze(2)
+
+
+def test_attention_by_length_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(vocab_size=VOCABULARY).to(torch.bfloat16)
+    signature = inspect.signature(varlen.varlen_attn)
+    with simulated_gpu():
+        model.to("cuda")
+        masked = sample_with(LeanEngine, model, group_size=3, tokens=TOKENS, slots=5)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        monkeypatch.setattr(varlen, "varlen_attn", attention_by_length)
+        monkeypatch.setattr(attention_by_length, "__signature__", signature, raising=False)
+        SimulatedCapture.captured = 0
+        by_length = sample_with(LeanEngine, model, group_size=3, tokens=TOKENS, slots=5)
+        assert SimulatedCapture.captured == 5, "one for each number of rows, whatever the columns"
+    assert completions(by_length)[0][0] == completions(masked)[0][0], "the first token comes from the prompt alone"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_generate_on_a_gpu(temperature: float) -> None:
+    model = tiny_model(vocab_size=VOCABULARY)
+    expected = sample_with(GenerateEngine, model, group_size=2, tokens=TOKENS, temperature=temperature)
+    with simulated_gpu():
+        model.to("cuda")
+        actual = sample_with(GenerateEngine, model, group_size=2, tokens=TOKENS, temperature=temperature)
+        assert actual.completion_ids.device == GPU
+    assert_same(actual, expected)
 
 
 def test_decode_steps_wait_for_nothing_and_the_host_looks_every_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +151,16 @@ def test_an_update_keeps_its_budget_of_waits_and_uploads(beta: float, autocast: 
 
 def test_under_half_precision_the_head_is_multiplied_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    matmul = torch.Tensor.__matmul__
+    matmul = Tensor.__matmul__
 
-    def spy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def spy(a: Tensor, b: Tensor) -> Tensor:
         seen.append(torch.backends.cuda.matmul.fp32_precision)
         return matmul(a, b)
 
     with simulated_gpu():
         model = tiny_model(tied=True).train().to("cuda")
         rows = lay_out([[5, 6], [7]], torch.tensor([[3, 4], [6, 7]], device="cuda"), [2, 1])
-        monkeypatch.setattr("rlvr_pl.scoring.torch.Tensor.__matmul__", spy)
+        monkeypatch.setattr("rlvr_pl.scoring.Tensor.__matmul__", spy)
         score(model, rows, 1.0)
         assert seen == [], "32-true multiplies as PyTorch is set to"
         with torch.autocast("cuda", torch.bfloat16):

@@ -1,0 +1,64 @@
+"""run.json says how far a run is and what it has cost, also over an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlvr_pl.main import main
+from rlvr_pl.run.state import RunState, read_run_state
+from tests.helpers.runs import PowerCut, read_scalars, tiny_run
+
+
+def state_of(run: Path) -> RunState:
+    state = read_run_state(run)
+    assert state is not None
+    return state
+
+
+def assert_whole(run: Path) -> None:
+    """Six rollouts of 8 prompts × 4 completions in 2 minibatches, and the seconds that were logged for each."""
+    state, scalars = state_of(run), read_scalars(run)
+    assert (state.state, state.objective, state.seed) == ("finished", "GSPO", 0)
+    assert (state.rollouts_done, state.max_rollouts, state.samples, state.optimizer_steps) == (6, 6, 192, 12)
+    assert state.completion_tokens == round(sum(scalars["train/tokens_mean"].values()) * 32)
+    logged = [scalars[f"time/{part}_s"][rollout] for part in ("rollout", "reward", "update") for rollout in range(1, 7)]
+    assert state.train_seconds == pytest.approx(sum(logged), rel=1e-4)
+    assert state.wall_seconds > state.train_seconds
+    assert state.best_rollout == 3, "the first of two evaluations that were equally good"
+    assert state.val_accuracy == scalars["val/accuracy"][6]
+
+
+def test_a_run_from_start_to_end(policy: str, tmp_path: Path) -> None:
+    main(tiny_run(policy, tmp_path, report_test="true"))
+    run = tmp_path / "run" / "version_0"
+    assert_whole(run)
+    state = state_of(run)
+    assert set(state.evaluation_seconds) == {"val", "test"}
+    assert state.environment["precision"] == "32-true"
+    assert state.environment["hardware"].endswith("cores")
+
+
+def test_ctrl_c_and_resume_count_everything_once(policy: str, tmp_path: Path) -> None:
+    arguments = tiny_run(policy, tmp_path)
+    interrupt = ["--trainer.callbacks=tests.helpers.runs.Interrupt", "--trainer.callbacks.during_rollout=4"]
+    with pytest.raises(SystemExit):
+        main(arguments + interrupt)
+    run = tmp_path / "run" / "version_0"
+    before = state_of(run)
+    assert (before.state, before.rollouts_done, before.best_rollout) == ("interrupted", 4, None)
+    main([*arguments, "--ckpt_path=last"])
+    assert_whole(run)
+    assert state_of(run).wall_seconds > before.wall_seconds
+
+
+def test_a_power_cut_counts_the_lost_rollout_once(policy: str, tmp_path: Path) -> None:
+    arguments = tiny_run(policy, tmp_path, **{"resume_point.every_n_rollouts": 2})
+    cut = ["--trainer.callbacks=tests.helpers.runs.PowerCut", "--trainer.callbacks.during_rollout=6"]
+    with pytest.raises(PowerCut.Cut):
+        main(arguments + cut)
+    run = tmp_path / "run" / "version_0"
+    assert (state_of(run).state, state_of(run).rollouts_done) == ("failed", 5)
+    main([*arguments, "--ckpt_path=last"])  # from 4 rollouts: the fifth is done again
+    assert_whole(run)
