@@ -149,6 +149,19 @@ def test_an_update_keeps_its_budget_of_waits_and_uploads(beta: float, autocast: 
         update_of(gpu, beta, autocast, checkpointing)
 
 
+def test_a_rollout_that_teaches_nothing_has_an_empty_micro_batch_on_the_gpu() -> None:
+    with simulated_gpu():
+        model = tiny_model(tied=True).train().to("cuda")
+        rollout = sample_with(LeanEngine, model, group_size=2, tokens=4)
+        (minibatch,) = cut_into_minibatches(rollout, torch.zeros(len(PROMPTS) * 2), GSPO(), 1, 100, 4)
+        filled = minibatch.filled_up(1, rollout)
+        for numerator in Update([filled], GSPO(), model, [], 1.0, GPU).losses(filled):
+            (numerator / filled.denominator).backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert gradients
+        assert all(gradient.device == GPU and not gradient.any() for gradient in gradients)
+
+
 def test_under_half_precision_the_head_is_multiplied_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     matmul = Tensor.__matmul__
