@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlvr_pl import scoring
-from rlvr_pl.scoring import TokenScores, lay_out, score
+from rlvr_pl.scoring import TokenScores, head, lay_out, score
 from tests.helpers import policies as models
 from tests.helpers.policies import FAMILIES
 
@@ -196,15 +195,14 @@ def test_chunks_change_nothing(positions: int, bias: bool, monkeypatch: pytest.M
     whole = scored(model, batch, 0.7)
     expected = gradients(model, (weight * whole.logprobs).sum())
     sizes = []
-    linear = torch.nn.functional.linear
+    multiply = head._logits
 
-    def spy(hidden: Tensor, head: Tensor, *args: Any) -> Tensor:
-        if len(head) == VOCABULARY:
-            sizes.append(len(hidden))
-        return linear(hidden, head, *args)
+    def spy(hidden: Tensor, *args: Any) -> Tensor:
+        sizes.append(len(hidden))
+        return multiply(hidden, *args)
 
-    monkeypatch.setattr(scoring, "_CHUNK_LOGITS", positions * VOCABULARY)
-    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", positions * VOCABULARY)
+    monkeypatch.setattr(head, "_logits", spy)
     chunked = scored(model, batch, 0.7)
     size = max(positions, 1)
     assert sizes == [min(size, 26 - start) for start in range(0, 26, size)]
@@ -218,7 +216,7 @@ def test_chunks_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_model(), sequences()
     with torch.no_grad():
         whole = scored(model, batch)
-        monkeypatch.setattr(scoring, "_CHUNK_LOGITS", 4 * VOCABULARY)
+        monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
         chunked = scored(model, batch)
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
     assert not chunked.logprobs.requires_grad
@@ -310,7 +308,7 @@ def test_after_scoring_without_gradient_every_parameter_still_gets_its_own(
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if chunked:
-        monkeypatch.setattr(scoring, "_CHUNK_LOGITS", 4 * VOCABULARY)
+        monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
     weight = weights(batch.mask)
     with autocast():
         expected = gradients(model, (weight * scored(model, batch).logprobs).sum())
@@ -358,36 +356,3 @@ def test_two_steps_inside_one_autocast_are_two_steps_apart() -> None:
             step(apart)
     for (name, parameter), expected in zip(model.named_parameters(), apart.parameters(), strict=True):
         assert torch.equal(parameter, expected), name
-
-
-# TF32
-
-
-def test_tf32_products_have_the_values_and_the_gradients_of_the_others() -> None:
-    """On a CPU, which has no TF32, exactly so."""
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 8, generator=generator).requires_grad_() for n in (5, 11))
-    upstream = torch.randn(5, 11, generator=generator)
-    results = []
-    for linear in (torch.nn.functional.linear, scoring._tf32_linear):
-        logits = linear(hidden, weight, torch.arange(11.0))
-        results.append([logits, *torch.autograd.grad(logits, (hidden, weight), upstream)])
-    for plain, tf32 in zip(*results, strict=True):
-        torch.testing.assert_close(tf32, plain)
-
-
-def test_tf32_products_ask_for_tf32_forward_and_backward_and_for_nothing_afterwards(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = []
-
-    def spy(a: Tensor, b: Tensor) -> Tensor:
-        seen.append(torch.backends.cuda.matmul.fp32_precision)
-        return torch.mm(a, b)
-
-    before = torch.backends.cuda.matmul.fp32_precision
-    monkeypatch.setattr(Tensor, "__matmul__", spy)
-    hidden, weight = torch.ones(2, 3, requires_grad=True), torch.ones(4, 3, requires_grad=True)
-    scoring._TF32Products.apply(hidden, weight).sum().backward()
-    assert seen == ["tf32"] * 3, "one product forward, two backward"
-    assert torch.backends.cuda.matmul.fp32_precision == before

@@ -1,0 +1,57 @@
+"""A forward pass of a micro-batch, without the logits of its prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlvr_pl.scoring.head import token_scores
+from rlvr_pl.scoring.layout import Sequences
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Scores of each completion token, (n, T), 0 on pads."""
+
+    logprobs: Tensor  # float32, with gradient where it is enabled
+    entropy: Tensor  # float32, of the next-token distribution in nats, without gradient
+
+
+def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenScores:
+    """Compute the log-probabilities of the completion tokens under the tempered policy, and its entropy there.
+
+    The body runs under whatever autocast is active. The output embedding and the softmax run in float32, for GSPO's
+    clip band is 3e-4 wide, and bfloat16 logits alone move a mean log-ratio by that much.
+
+    On a GPU, where the body is in half precision, the output embedding's products are TF32. They move the mean
+    log-ratio of 400 tokens by 7e-6 (rms, by ``benchmarks/head_precision.py``), where a tenth of the band is 3e-5.
+    Products of float32 numbers that are first rounded to bfloat16 move it by 1.5e-5, and now and then by more than that
+    tenth. Weights that are bfloat16 themselves (bf16-true) lose nothing more: their products are exact, and summed in
+    float32. Under 32-true products are as exact as PyTorch is set to be.
+
+    Args:
+        policy: a causal language model with an output embedding.
+        sequences: n of them, with T completion tokens at most.
+        temperature: of the sampler, which the scored distribution must share.
+    """
+    # Autocast keeps its casts of the weights for as long as the outermost context lasts, here a whole training step:
+    # one made under no_grad has no gradient, and one made before an optimizer step is stale.
+    torch.clear_autocast_cache()
+    # No attention mask: pads stand on the right, where causal attention does not look.
+    hidden = policy.base_model(input_ids=sequences.input_ids, use_cache=False).last_hidden_state
+    hidden = hidden.flatten(0, 1)[sequences.predicting]  # (tokens, H)
+    head = policy.get_output_embeddings()
+    half = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != torch.float32
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        logprobs, entropy = token_scores(
+            hidden, head.weight, getattr(head, "bias", None), sequences.targets, temperature, half
+        )
+    n, T = sequences.shape
+    zeros = logprobs.new_zeros(n * T)
+    return TokenScores(
+        logprobs=zeros.index_copy(0, sequences.places, logprobs).view(n, T),
+        entropy=zeros.index_copy(0, sequences.places, entropy).view(n, T),
+    )
