@@ -85,6 +85,8 @@ class GroupPolicyModule(LightningModule):
         epochs_per_rollout: passes over a rollout.
         rollout_slots: completions that are generated at a time. Others wait, and take the places of those that end; the
             cache of keys and values grows with it.
+        release_rollout_memory: give back the memory of generating, the cache of keys and values above all, before each
+            update; the next rollout takes it anew and, on a GPU, captures its decode steps again.
         micro_batch_tokens: tokens, pads included, that go through the policy together in an update.
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
         gradient_checkpointing: compute activations again in the backward pass rather than keep them.
@@ -106,6 +108,7 @@ class GroupPolicyModule(LightningModule):
         minibatches_per_rollout: int = 4,
         epochs_per_rollout: int = 1,
         rollout_slots: int = 256,
+        release_rollout_memory: bool = False,
         micro_batch_tokens: int = 16384,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -152,6 +155,7 @@ class GroupPolicyModule(LightningModule):
         self.minibatches_per_rollout = minibatches_per_rollout
         self.epochs_per_rollout = epochs_per_rollout
         self.rollout_slots = rollout_slots
+        self.release_rollout_memory = release_rollout_memory
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
@@ -268,7 +272,11 @@ class GroupPolicyModule(LightningModule):
         """Sample a group of completions for each prompt."""
         tokens = self.sampling.max_completion_tokens
         noise = rollout_noise(self.seed, prompts.rollout, prompts.indices, self.group_size, tokens)
-        return self.engine.generate([q.prompt_ids for q in prompts.questions], self.group_size, self.sampling, noise)
+        prompt_ids = [q.prompt_ids for q in prompts.questions]
+        rollout = self.engine.generate(prompt_ids, self.group_size, self.sampling, noise)
+        if self.release_rollout_memory:
+            self.engine.release()
+        return rollout
 
     @timed("reward")
     def reward(self, rollout: Rollout, prompts: PromptBatch) -> Rewards:
@@ -439,8 +447,9 @@ class GroupPolicyModule(LightningModule):
             "tokens_mean": torch.tensor([c.tokens for c in completions]),
             "truncated_rate": torch.tensor([c.truncated for c in completions]),
         }
-        table = torch.stack([c.double() for c in columns.values()], dim=1).to(self.device)  # (N, columns)
-        table = cast(Tensor, self.all_gather(table)).reshape(-1, len(columns))  # over all ranks
+        table = torch.stack([c.double() for c in columns.values()], dim=1)  # (N, columns)
+        if self.trainer.world_size > 1:
+            table = cast(Tensor, self.all_gather(table.to(self.device))).reshape(-1, len(columns)).cpu()
         groups = table[:, 0].view(-1, self.group_size)
         means = dict(zip(columns, table.mean(dim=0).tolist(), strict=True))
         tokens = round(means["tokens_mean"] * len(table))

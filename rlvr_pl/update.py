@@ -230,9 +230,9 @@ class UpdateStats:
         self.grad_norms.append(grad_norm)
 
     def over_ranks(self, reduce: Callable[[Tensor, str], Tensor]) -> UpdateStats:
-        """Make the diagnostics of all ranks; ``reduce`` takes a tensor and ``sum`` or ``max``."""
-        total = UpdateStats(self.sums.device)
-        total.sums, total.maxima = reduce(self.sums, "sum"), reduce(self.maxima, "max")
+        """Make the diagnostics of all ranks, on the host; ``reduce`` takes a tensor and ``sum`` or ``max``."""
+        total = UpdateStats(torch.device("cpu"))
+        total.sums, total.maxima = reduce(self.sums, "sum").cpu(), reduce(self.maxima, "max").cpu()
         total.grad_norms = self.grad_norms  # the same on every rank
         return total
 

@@ -72,11 +72,14 @@ class RolloutEngine(ABC):
             FloatingPointError: if a sampled token's log-probability is not finite.
         """
 
+    def release(self) -> None:  # noqa: B027  # most engines have nothing to give back
+        """Give back the memory that is kept from one call to the next, if any."""
+
     def _rollout(
         self, prompts: Sequence[Sequence[int]], group_size: int, tokens: Tensor, mask: Tensor, logprobs: Tensor
     ) -> Rollout:
         """Make the rollout of B prompts and what was sampled, (N, T), anything on pads."""
-        if not logprobs[mask].isfinite().all():
+        if not (logprobs.isfinite() | ~mask).all():
             raise FloatingPointError("the policy's probabilities are not finite: its weights have diverged")
         stops = torch.tensor(self.stop_ids, dtype=torch.int64, device=tokens.device)
         return Rollout(

@@ -20,7 +20,7 @@ from rlvr_pl.rollout.sampling import Sampling
 from rlvr_pl.rollout.weights import DecoderWeights, addresses, why_not_covered
 from rlvr_pl.types import Rollout
 
-_PREFILL_TOKENS = 2048  # prompt tokens that are read together: more would not fit a CPU's cache, fewer idle a GPU
+PREFILL_TOKENS = 2048  # prompt tokens that are read together: more would not fit a CPU's cache, fewer idle a GPU
 _COLUMN_BLOCK = 128  # the cache has whole blocks of columns, so that a somewhat longer prompt still fits
 _REFILL_SHARE = 8  # a refill waits until one slot in this many is free
 _STEPS_UNSEEN = 8  # decode steps on a GPU before the host looks which rows have ended, for which it has to wait
@@ -57,6 +57,7 @@ class LeanEngine(RolloutEngine):
 
     made = (0, 0, 0)  # slots and columns of the cache, places of the output
     weights: DecoderWeights
+    weights_at: list[int]
     decoder: Decoder
     rows: Rows
     step: Step
@@ -116,7 +117,7 @@ class LeanEngine(RolloutEngine):
         if first % call.group_size:
             yield [groups.pop(0)], call.open_prompt
         prompts = [call.prompts[group[0] // call.group_size] for group in groups]
-        for part in batches_by_tokens([len(prompt) for prompt in prompts], _PREFILL_TOKENS):
+        for part in batches_by_tokens([len(prompt) for prompt in prompts], PREFILL_TOKENS):
             ids = [torch.tensor(prompts[i]) for i in part]
             tokens, lengths = pad_sequence(ids, batch_first=True), torch.tensor([len(i) for i in ids])
             read = self.decoder.prefill(tokens.to(self.policy.device), lengths.to(self.policy.device))
@@ -133,20 +134,17 @@ class LeanEngine(RolloutEngine):
         limit = self.policy.config.max_position_embeddings
         if call.columns > limit:
             raise ValueError(f"the longest sequence can need {call.columns} positions; the policy has {limit}")
-        columns = -(-call.columns // _COLUMN_BLOCK) * _COLUMN_BLOCK
-        needed = (min(self.slots, call.sequences), columns, call.sequences * call.budget)
+        needed = (min(self.slots, call.sequences), whole_blocks(call.columns), call.sequences * call.budget)
         larger = tuple(map(max, needed, self.made))
-        if larger != self.made or self.weights.dtype != dtype or self.weights.addresses != addresses(self.policy):
+        if larger != self.made or self.weights.dtype != dtype or self.weights_at != addresses(self.policy):
             self._make(dtype, *larger)
         self.weights.refresh()
 
     def _make(self, dtype: torch.dtype, slots: int, columns: int, places: int) -> None:
-        self.made = (0, 0, 0)  # until all is made: this may be interrupted, or run out of memory
-        for name in ("step", "rows", "decoder", "weights"):
-            self.__dict__.pop(name, None)  # the old memory is free before the new is taken
+        self.release()  # the old memory is free before the new is taken, and this may be interrupted, or run out of it
         device = self.policy.device
         stop_ids = torch.tensor(self.stop_ids, dtype=torch.int64, device=device)
-        self.weights = DecoderWeights(self.policy, dtype)
+        self.weights, self.weights_at = DecoderWeights(self.policy, dtype), addresses(self.policy)
         self.decoder = Decoder(self.policy, self.weights, columns)
         self.rows = Rows(self.decoder.make_cache(slots), places, stop_ids)
         # No method: an engine in a cycle of references would keep its memory until that is found.
@@ -154,6 +152,14 @@ class LeanEngine(RolloutEngine):
         if self.graphed:
             self.step = GraphedStep(self.step, slots, columns, not reads_by_length(self.rows.cache), device)
         self.made = (slots, columns, places)
+
+    def release(self) -> None:
+        """Free the cache, the weights' copy and the captured steps; the next call makes them anew."""
+        self.made = (0, 0, 0)
+        for name in ("step", "rows", "decoder", "weights"):
+            self.__dict__.pop(name, None)
+        if self.graphed:
+            torch.cuda.empty_cache()  # the captured steps' pool serves nothing else until it is given back
 
     @property
     def graphed(self) -> bool:
@@ -166,6 +172,11 @@ class LeanEngine(RolloutEngine):
         if self.on_progress is not None and due:
             call.reported = seconds
             self.on_progress(Progress(ended, call.sequences, self.rows.written(), seconds))
+
+
+def whole_blocks(columns: int) -> int:
+    """Round a number of columns up to what the cache has of them."""
+    return -(-columns // _COLUMN_BLOCK) * _COLUMN_BLOCK
 
 
 def _step(decoder: Decoder, rows: Rows, masked: bool, count: int, columns: int, temperature: float) -> None:

@@ -76,7 +76,6 @@ class DecoderWeights:
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.addresses = addresses(policy)
         self._copies: list[tuple[Tensor, Tensor]] = []  # (of the copy, of the policy)
         body: Any = policy.model
         self.embedding: Tensor = body.embed_tokens.weight

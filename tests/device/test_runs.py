@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlvr_pl.main import main
+from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config, load_policy
 from tests.helpers.paths import CONFIGS
 from tests.helpers.policies import make_tiny_policy
@@ -81,6 +82,33 @@ def test_resume_validate_test_and_predict(large: str, tmp_path: Path) -> None:
         for command in ("validate", "test", "predict"):
             main([*arguments(command, tmp_path, large), "--ckpt_path=best"])
     assert list((tmp_path / "gspo").glob("version_*/evaluations/predict-*.jsonl"))
+
+
+def test_a_training_step_keeps_its_budget_of_waits(large: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what the parts wait for, which test_parts.py counts: the loggers' numbers and the gradient's norm."""
+    training_step, seen = GroupPolicyModule.training_step, []
+
+    def counted(module: GroupPolicyModule, *args: Any) -> Any:
+        gpu.clear()
+        result = training_step(module, *args)
+        seen.append(dict(gpu.waits))
+        return result
+
+    monkeypatch.setattr(GroupPolicyModule, "training_step", counted)
+    with simulated_gpu() as gpu:
+        main(arguments("fit", tmp_path, large, **{"report_test": "false", "data.max_rollouts": 2}))
+    waits: dict[str, int] = {}
+    for place, count in seen[1].items():
+        file = place.split(" at ")[1].split(":")[0].removeprefix("rlvr_pl/")
+        waits[file] = waits.get(file, 0) + count
+    forwards = waits.pop("scoring/score.py")
+    assert forwards <= 10, "one a forward pass: transformers looks for packed sequences"
+    assert waits.pop("rollout/rows.py") <= 3, "whether rows have ended, two times; the longest completion"
+    assert waits == {
+        "rollout/engine.py": 1,  # whether all is finite
+        "module.py": 3 + 1 + 2 * 2,  # lengths, tokens, truncation; micro-batches of all ranks; gradient norms
+        "update.py": 1 + 2,  # lengths; sums and maxima
+    }
 
 
 def test_a_run_is_that_of_the_cpu(large: str, tmp_path: Path) -> None:

@@ -268,7 +268,15 @@ def simulated_gpu() -> Iterator[SimulatedGPU]:
     gpu = SimulatedGPU()
     SimulatedCapture.gpu, SimulatedCapture.captured = gpu, 0
     autocast = torch.amp.autocast_mode.autocast.__init__
-    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+    enabled, dtype, mm = torch.is_autocast_enabled, torch.get_autocast_dtype, torch.mm
+
+    def product(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None, **more: Any) -> Tensor:
+        """``torch.mm``, which on CUDA alone multiplies halves into float32."""
+        if out_dtype is None:
+            return mm(a, b, **more)
+        assert a.is_cuda
+        assert a.dtype == b.dtype in (torch.bfloat16, torch.float16)
+        return mm(a.to(out_dtype), b.to(out_dtype))
 
     def init(self: Any, device_type: str = "cuda", *args: Any, **kwargs: Any) -> None:
         autocast(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -277,6 +285,7 @@ def simulated_gpu() -> Iterator[SimulatedGPU]:
         patch.object(torch.amp.autocast_mode.autocast, "__init__", init),
         patch.object(torch, "is_autocast_enabled", lambda device="cpu": enabled("cpu")),
         patch.object(torch, "get_autocast_dtype", lambda device="cpu": dtype("cpu")),
+        patch.object(torch, "mm", product),
         patch.object(torch.cuda, "get_device_capability", lambda device=None: (7, 5)),  # reads no row by its length
         patch.object(torch.cuda, "get_device_name", lambda device=None: "a simulated GPU"),
         patch.object(graphs, "_CudaCapture", SimulatedCapture),

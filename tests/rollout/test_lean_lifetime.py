@@ -177,6 +177,20 @@ def test_memory_is_free_when_an_engine_is_dropped(graphed: bool, monkeypatch: py
         gc.enable()
 
 
+def test_what_is_released_is_free_and_made_anew_by_the_next_call() -> None:
+    engine = LeanEngine(tiny_model(), STOP_IDS, 0)
+    expected = sample_again(engine)
+    cache, copy = weakref.ref(engine.rows.cache), weakref.ref(engine.weights)
+    gc.disable()
+    try:
+        engine.release()
+        assert cache() is copy() is None
+    finally:
+        gc.enable()
+    engine.release()
+    assert_same(sample_again(engine), expected)
+
+
 @pytest.mark.parametrize("name", ["make_cache", "prefill"])
 def test_an_engine_that_could_not_be_made_is_made_by_the_next_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted, or out of memory; here while a call with a longer cache replaces what there is."""

@@ -72,7 +72,7 @@ def test_prompts_are_read_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPat
     model = tiny_model()
     expected = sample(model)
     calls = record_prefills(monkeypatch)
-    monkeypatch.setattr(lean, "_PREFILL_TOKENS", 7)
+    monkeypatch.setattr(lean, "PREFILL_TOKENS", 7)
     assert_same(sample(model), expected)
     assert [[len(prompt) for prompt in call] for call in calls] == [[6], [3, 2], [1]]
 

@@ -1,0 +1,150 @@
+"""What a training run holds in a device's memory, before it has one.
+
+Weights, gradients, moments and the cache are counted. What a forward and a backward pass, a prefill and a decode step
+hold besides is found by running this project's own code for them on tensors that have shapes and no data, and noting
+what is alive: nothing has to be kept in step with the code by hand, and a policy of billions of weights takes seconds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rlvr_pl.rollout.decoder import Decoder
+from rlvr_pl.rollout.lean import PREFILL_TOKENS, whole_blocks
+from rlvr_pl.rollout.sampling import choose_tokens
+from rlvr_pl.rollout.weights import DecoderWeights
+from rlvr_pl.scoring import Sequences, score
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by part, in the two phases of a training step."""
+
+    rollout: dict[str, int]
+    update: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return max(sum(self.rollout.values()), sum(self.update.values()))
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators have made and that are alive, and the most that were so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        self.peak = max(self.peak, self.bytes)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.bytes += size
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size
+
+    def restart(self) -> int:
+        """Forget the peak; return what is alive now."""
+        self.peak = self.bytes
+        return self.bytes
+
+
+def estimate_memory(
+    config: PretrainedConfig,
+    *,
+    precision: str,
+    prompt_tokens: int,
+    completion_tokens: int,
+    rollout_slots: int,
+    micro_batch_tokens: int,
+    gradient_checkpointing: bool,
+    reference: bool,
+    release_rollout_memory: bool,
+) -> MemoryEstimate:
+    """Estimate the memory of a training run with AdamW on one device.
+
+    Not in it: the device's own context and libraries (about 1 GB on CUDA), what its allocator loses between tensors,
+    and the memory that captured decode steps share.
+
+    Args:
+        config: of a policy that the decoder covers.
+        precision: ``trainer.precision``: 32-true, bf16-mixed or bf16-true.
+        prompt_tokens, completion_tokens: of the longest ones, of which a micro-batch is taken to consist.
+        rollout_slots, micro_batch_tokens, gradient_checkpointing, release_rollout_memory: as the module's.
+        reference: whether there is a reference policy.
+    """
+    mixed = precision == "bf16-mixed"
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
+        policy = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
+        standing = {"weights": weights, "AdamW's moments": 2 * weights}
+        if reference:
+            standing["reference policy"] = weights
+        engine, at_work = _rollout(
+            policy, torch.bfloat16 if mixed else dtype, rollout_slots, prompt_tokens + completion_tokens, memory
+        )
+        if gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        update = _update(policy, mixed, prompt_tokens, completion_tokens, micro_batch_tokens, memory)
+    kept = {} if release_rollout_memory else engine
+    return MemoryEstimate(
+        rollout={**standing, **engine, "prefill, decode step, sampling": at_work},
+        update={**standing, **kept, "gradients": weights, "activations and logits": update - weights},
+    )
+
+
+@torch.no_grad()
+def _rollout(
+    policy: PreTrainedModel, dtype: torch.dtype, slots: int, columns: int, memory: LiveMemory
+) -> tuple[dict[str, int], int]:
+    """What the engine holds from one step to the next, and the most that it takes besides."""
+    start = memory.restart()
+    weights = DecoderWeights(policy, dtype)
+    copied = memory.restart()
+    decoder = Decoder(policy, weights, whole_blocks(columns))
+    cache = decoder.make_cache(slots)
+    cached = memory.restart()
+    prompts = max(1, PREFILL_TOKENS // columns)
+    decoder.prefill(torch.zeros(prompts, min(PREFILL_TOKENS, columns)).long(), torch.ones(prompts).long())
+    logits = decoder.step(torch.zeros(slots).long(), torch.zeros(slots).long(), cache, columns)
+    choose_tokens(logits, 1.0, torch.zeros(slots))
+    return {"weights' copy for decoding": copied - start, "cache of keys and values": cached - copied}, (
+        memory.peak - cached
+    )
+
+
+def _update(policy: PreTrainedModel, mixed: bool, prompt: int, completion: int, tokens: int, memory: LiveMemory) -> int:
+    """The most that a micro-batch takes beside the weights: the second one, which meets the first one's gradients."""
+    start = memory.restart()
+    rows = max(1, tokens // (prompt + completion))
+    scored = torch.zeros(rows * completion, dtype=torch.long)
+    sequences = Sequences(
+        torch.zeros(rows, prompt + completion, dtype=torch.long), scored, scored, scored, (rows, completion)
+    )
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
+            score(policy, sequences, 1.0).logprobs.sum().backward()
+    return memory.peak - start
