@@ -16,8 +16,8 @@ from rlvr_pl.scoring.layout import Sequences
 class TokenScores:
     """Scores of each completion token, (n, T), 0 on pads."""
 
-    logprobs: Tensor  # float32, with gradient where it is enabled
-    entropy: Tensor  # float32, of the next-token distribution in nats, without gradient
+    logprobs: Tensor  # float32 (float64 of a policy in float64), with gradient where it is enabled
+    entropy: Tensor  # of the next-token distribution in nats, without gradient
 
 
 def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenScores:
@@ -28,9 +28,9 @@ def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> 
 
     On a GPU, where the body is in half precision, the output embedding's products are TF32. They move the mean
     log-ratio of 400 tokens by 7e-6 (rms, by ``benchmarks/head_precision.py``), where a tenth of the band is 3e-5.
-    Products of float32 numbers that are first rounded to bfloat16 move it by 1.5e-5, and now and then by more than that
-    tenth. Weights that are bfloat16 themselves (bf16-true) lose nothing more: their products are exact, and summed in
-    float32. Under 32-true products are as exact as PyTorch is set to be.
+    Products of float32 numbers that are first rounded to bfloat16 move it by 4e-5. Weights that are bfloat16 themselves
+    (bf16-true) lose nothing more: their products are exact, and summed in float32. Under 32-true products are as exact
+    as PyTorch is set to be.
 
     Args:
         policy: a causal language model with an output embedding.
