@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rlvr_pl.pretrained import checkpoint_activations
 from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.lean import PREFILL_TOKENS, whole_blocks
 from rlvr_pl.rollout.sampling import choose_tokens
@@ -86,7 +87,8 @@ def estimate_memory(
     """Estimate the memory of a training run with AdamW on one device.
 
     Not in it: the device's own context and libraries (about 1 GB on CUDA), what its allocator loses between tensors,
-    and the memory that captured decode steps share.
+    and the memory that captured decode steps share. Under bf16-true a float32 copy of the head is in it, which a CPU
+    makes and CUDA does not.
 
     Args:
         config: of a policy that the decoder covers.
@@ -107,7 +109,7 @@ def estimate_memory(
             policy, torch.bfloat16 if mixed else dtype, rollout_slots, prompt_tokens + completion_tokens, memory
         )
         if gradient_checkpointing:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(policy)
         update = _update(policy, mixed, prompt_tokens, completion_tokens, micro_batch_tokens, memory)
     kept = {} if release_rollout_memory else engine
     return MemoryEstimate(
@@ -131,9 +133,8 @@ def _rollout(
     decoder.prefill(torch.zeros(prompts, min(PREFILL_TOKENS, columns)).long(), torch.ones(prompts).long())
     logits = decoder.step(torch.zeros(slots).long(), torch.zeros(slots).long(), cache, columns)
     choose_tokens(logits, 1.0, torch.zeros(slots))
-    return {"weights' copy for decoding": copied - start, "cache of keys and values": cached - copied}, (
-        memory.peak - cached
-    )
+    held = {"weights' copy for decoding": copied - start, "cache of keys and values": cached - copied}
+    return held, memory.peak - cached
 
 
 def _update(policy: PreTrainedModel, mixed: bool, prompt: int, completion: int, tokens: int, memory: LiveMemory) -> int:

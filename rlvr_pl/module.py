@@ -34,7 +34,15 @@ from transformers import PreTrainedModel
 
 from rlvr_pl.evaluation import EvaluationMetrics, grade
 from rlvr_pl.losses import LossStrategy
-from rlvr_pl.pretrained import constants_kept, find_model, load_config, load_policy, load_tokenizer, stop_token_ids
+from rlvr_pl.pretrained import (
+    checkpoint_activations,
+    constants_kept,
+    find_model,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    stop_token_ids,
+)
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
@@ -214,9 +222,7 @@ class GroupPolicyModule(LightningModule):
         self.tokenizer = load_tokenizer(self.policy_name)
         self.policy = load_policy(self.policy_name, config).train()
         if self.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            # It hooks the embedding for the sake of frozen ones; ours learns, and the decoder covers no hooks.
-            self.policy.disable_input_require_grads()
+            checkpoint_activations(self.policy)
         if self.loss.needs_reference:
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
         self.stop_ids = stop_token_ids(self.policy, self.tokenizer)

@@ -125,6 +125,13 @@ def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
     return policy
 
 
+def checkpoint_activations(policy: PreTrainedModel) -> None:
+    """Have a policy compute its activations again in the backward pass rather than keep them."""
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # It hooks the embedding for the sake of frozen ones; ours learns, and the decoder covers no hooks.
+    policy.disable_input_require_grads()
+
+
 @contextmanager
 def constants_kept(model: nn.Module) -> Iterator[None]:
     """Keep the numbers that a model has computed for itself, rotary frequencies above all, while it is converted.

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": set(),
     "data": {"types", "randomness", "rewards", "pretrained"},
     "rollout": {"types", "batching"},
-    "memory": {"rollout", "scoring"},
+    "memory": {"pretrained", "rollout", "scoring"},
     "evaluation": {"rewards"},
     "update": {"types", "batching", "losses", "scoring"},
     "run": {"types", "rollout"},

@@ -12,7 +12,7 @@ them once more. What stays from forward to backward are hidden states and a norm
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,7 +59,8 @@ class _TokenScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scores: list[tuple[Tensor, Tensor, Tensor]] = []
         for chunk in _chunks(len(targets), len(weight)):
-            logits = _logits(hidden[chunk], weight, bias, temperature, tf32)
+            with _tf32_where(tf32):
+                logits = _logits(hidden[chunk], weight, bias, temperature)
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
             distribution = logits.sub_(normalizer)  # log π
             chosen = distribution.gather(-1, targets[chunk].unsqueeze(-1)).squeeze(-1)
@@ -74,7 +75,8 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(upstream.device.type, enabled=False):  # it may be on where backward is called
+        autocast = torch.autocast(upstream.device.type, enabled=False)  # it may be on where backward is called
+        with autocast, _tf32_where(ctx.tf32):
             return (*_gradients(upstream, ctx), None, None, None)
 
 
@@ -86,7 +88,7 @@ def _gradients(upstream: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None
     d_weight = torch.zeros_like(weight, dtype=upstream.dtype) if needs_weight else None
     d_bias = torch.zeros_like(bias, dtype=upstream.dtype) if needs_bias else None
     for chunk in _chunks(len(targets), len(weight)):
-        logits = _logits(hidden[chunk], weight, bias, ctx.temperature, ctx.tf32)
+        logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
         above, target = upstream[chunk].unsqueeze(-1), targets[chunk].unsqueeze(-1)
         d_logits = logits.sub_(normalizers[chunk]).exp_().mul_(-above).scatter_add_(1, target, above)
         d_logits = d_logits if ctx.temperature == 1 else d_logits.div_(ctx.temperature)
@@ -94,9 +96,9 @@ def _gradients(upstream: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None
             d_bias += d_logits.sum(dim=0)
         d_logits = d_logits.to(weight.dtype)
         if d_hidden is not None:
-            d_hidden[chunk] = _product(d_logits, weight, ctx.tf32)
+            d_hidden[chunk] = _product(d_logits, weight)
         if d_weight is not None:
-            _add_product(d_weight, d_logits.T, hidden[chunk], ctx.tf32)
+            _add_product(d_weight, d_logits.T, hidden[chunk])
     return (
         d_hidden,
         None if d_weight is None else d_weight.to(weight.dtype),
@@ -111,37 +113,35 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, tf32: bool) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """(chunk, V), in a tensor of its own, to be written over."""
-    logits = _product(hidden, weight.T, tf32)
+    logits = _product(hidden, weight.T)
     if bias is not None:
         logits += bias
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _product(a: Tensor, b: Tensor, tf32: bool) -> Tensor:
+def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` with its sums, and its result, in float32 (or float64)."""
     if a.dtype in (torch.float32, torch.float64):
-        with _tf32() if tf32 else nullcontext():
-            return a @ b
+        return a @ b
     return torch.mm(a, b, out_dtype=torch.float32)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, tf32: bool) -> None:
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a @ b``, without a temporary of its size where there is a kernel for it."""
     if a.dtype == total.dtype:
-        with _tf32() if tf32 else nullcontext():
-            total.addmm_(a, b)
+        total.addmm_(a, b)
     else:
         total += torch.mm(a, b, out_dtype=total.dtype)
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
+def _tf32_where(wanted: bool) -> Iterator[None]:
     """Multiply float32 matrices on tensor cores: products of ten bits of mantissa, sums in float32."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
+    matmul.fp32_precision = "tf32" if wanted else before
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from rlvr_pl.losses import GRPO, GSPO
+from rlvr_pl.pretrained import checkpoint_activations
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, choose_engine
 from rlvr_pl.scoring import lay_out, score
 from rlvr_pl.types import Rollout
@@ -115,8 +116,7 @@ def test_decode_steps_wait_for_nothing_and_the_host_looks_every_few(monkeypatch:
 def update_of(gpu: SimulatedGPU, beta: float, autocast: bool, checkpointing: bool) -> None:
     model = tiny_model(tied=True, vocab_size=VOCABULARY).train().to("cuda")
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.disable_input_require_grads()  # as the module does: the decoder takes no hooks
+        checkpoint_activations(model)
     reference = tiny_model(tied=True, vocab_size=VOCABULARY, seed=1).to("cuda")
     loss = GRPO(beta=beta) if beta else GSPO()
     rollout = sample_with(LeanEngine, model, group_size=4, tokens=TOKENS)

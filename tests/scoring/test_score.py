@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlvr_pl.pretrained import checkpoint_activations
 from rlvr_pl.scoring import TokenScores, head, lay_out, score
 from tests.helpers import policies as models
 from tests.helpers.policies import FAMILIES
@@ -231,7 +232,7 @@ def test_chunks_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_completion_token_every_gradient_is_0(family: str, tied: bool, checkpointing: bool) -> None:
     model = tiny_model(family, tied)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     scores = score(model, lay_out([[4]], torch.zeros(1, 1, dtype=torch.long), [0]), 1.0)
     assert scores.logprobs.tolist() == scores.entropy.tolist() == [[0.0]]
     scores.logprobs.sum().backward()
@@ -265,7 +266,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     weight = weights(batch.mask)
     plain = scored(model, batch)
     expected = gradients(model, (weight * plain.logprobs).sum())
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model)
     again = scored(model, batch)
     torch.testing.assert_close(again.logprobs, plain.logprobs, rtol=0, atol=1e-6)
     assert_gradients(gradients(model, (weight * again.logprobs).sum()), expected, atol=1e-5)
@@ -306,7 +307,7 @@ def test_after_scoring_without_gradient_every_parameter_still_gets_its_own(
     """Autocast's cache of cast weights, made under no_grad, would cut the gradient off."""
     model, batch = tiny_model(), sequences()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     if chunked:
         monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
     weight = weights(batch.mask)
