@@ -24,7 +24,8 @@ from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.lean import PREFILL_TOKENS, whole_blocks
 from rlvr_pl.rollout.sampling import choose_tokens
 from rlvr_pl.rollout.weights import DecoderWeights
-from rlvr_pl.scoring import Sequences, score
+from rlvr_pl.scoring import PackedGroups, Sequences, score
+from rlvr_pl.scoring.attention import PACKED_GROUPS
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def estimate_memory(
     precision: str,
     prompt_tokens: int,
     completion_tokens: int,
+    group_size: int,
     rollout_slots: int,
     micro_batch_tokens: int,
     gradient_checkpointing: bool,
@@ -94,7 +96,7 @@ def estimate_memory(
         config: of a policy that the decoder covers.
         precision: ``trainer.precision``: 32-true, bf16-mixed or bf16-true.
         prompt_tokens, completion_tokens: of the longest ones, of which a micro-batch is taken to consist.
-        rollout_slots, micro_batch_tokens, gradient_checkpointing, release_rollout_memory: as the module's.
+        group_size, rollout_slots, micro_batch_tokens, gradient_checkpointing, release_rollout_memory: as the module's.
         reference: whether there is a reference policy.
     """
     mixed = precision == "bf16-mixed"
@@ -110,7 +112,9 @@ def estimate_memory(
         )
         if gradient_checkpointing:
             checkpoint_activations(policy)
-        update = _update(policy, mixed, prompt_tokens, completion_tokens, micro_batch_tokens, memory)
+        policy.set_attn_implementation(PACKED_GROUPS)
+        micro_batch = _micro_batch(group_size, prompt_tokens, completion_tokens, micro_batch_tokens)
+        update = _update(policy, mixed, micro_batch, memory)
     kept = {} if release_rollout_memory else engine
     return MemoryEstimate(
         rollout={**standing, **engine, "prefill, decode step, sampling": at_work},
@@ -137,14 +141,20 @@ def _rollout(
     return held, memory.peak - cached
 
 
-def _update(policy: PreTrainedModel, mixed: bool, prompt: int, completion: int, tokens: int, memory: LiveMemory) -> int:
+def _micro_batch(group_size: int, prompt: int, completion: int, tokens: int) -> Sequences:
+    """Fill a micro-batch with groups, all of the same lengths."""
+    whole, rest = divmod(tokens, prompt + group_size * completion)
+    sizes = [group_size] * whole
+    if (partial := (rest - prompt) // completion) > 0 or not sizes:
+        sizes.append(max(1, partial))
+    members = [group for group, size in enumerate(sizes) for _ in range(size)]
+    ids = torch.zeros(len(members), completion, dtype=torch.long)
+    return PackedGroups().lay_out([[0] * prompt] * len(sizes), members, ids, [completion] * len(members))
+
+
+def _update(policy: PreTrainedModel, mixed: bool, sequences: Sequences, memory: LiveMemory) -> int:
     """The most that a micro-batch takes beside the weights: the second one, which meets the first one's gradients."""
     start = memory.restart()
-    rows = max(1, tokens // (prompt + completion))
-    scored = torch.zeros(rows * completion, dtype=torch.long)
-    sequences = Sequences(
-        torch.zeros(rows, prompt + completion, dtype=torch.long), scored, scored, scored, (rows, completion)
-    )
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
             score(policy, sequences, 1.0).logprobs.sum().backward()

@@ -44,9 +44,11 @@ from rlvr_pl.pretrained import (
     stop_token_ids,
 )
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
+from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
+from rlvr_pl.scoring import Layout, choose_layout
 from rlvr_pl.types import ConfigError, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import Update, UpdateStats, cut_into_minibatches
 
@@ -95,7 +97,8 @@ class GroupPolicyModule(LightningModule):
             cache of keys and values grows with it.
         release_rollout_memory: give back the memory of generating, the cache of keys and values above all, before each
             update; the next rollout takes it anew and, on a GPU, captures its decode steps again.
-        micro_batch_tokens: tokens, pads included, that go through the policy together in an update.
+        micro_batch_tokens: tokens that go through the policy together in an update, at most; each prompt counts once,
+            and there are no pads, but where the policy does not allow it.
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
         gradient_checkpointing: compute activations again in the backward pass rather than keep them.
         eval_temperature: 0 evaluates greedily.
@@ -247,6 +250,11 @@ class GroupPolicyModule(LightningModule):
         pad_id = self.stop_ids[0] if pad_id is None else pad_id
         return choose_engine(self.policy, self.stop_ids, pad_id, self.rollout_slots)
 
+    @cached_property
+    def layout(self) -> Layout:
+        """How sequences are laid out for an update, chosen at the first one: policies are on their device by then."""
+        return choose_layout(self.policy, *self.reference)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.policy.parameters())
         if self.lr_scheduler_factory is None:
@@ -308,25 +316,27 @@ class GroupPolicyModule(LightningModule):
             rollout: N sequences.
             advantages: (B, G).
         """
+        advantages = advantages.flatten()
+        if self.trainer.world_size > 1:
+            rollout, advantages = gather_over_ranks(rollout, advantages, self.minibatches_per_rollout)
         minibatches = cut_into_minibatches(
             rollout,
-            advantages.flatten(),
+            advantages,
             self.loss,
+            self.layout,
             self.minibatches_per_rollout,
             self.micro_batch_tokens,
             self.sampling.max_completion_tokens,
+            rank=self.trainer.global_rank,
+            ranks=self.trainer.world_size,
         )
-        denominators = self._reduce(torch.stack([minibatch.denominator for minibatch in minibatches]), "sum")
-        # Collectives need as many micro-batches on every rank, and an optimizer step needs a gradient.
-        most = self._reduce(torch.tensor([max(1, len(m.micro_batches)) for m in minibatches]), "max").tolist()
-        minibatches = [m.filled_up(count, rollout) for m, count in zip(minibatches, most, strict=True)]
         update = Update(
             minibatches, self.loss, self.policy, self.reference, self.sampling.temperature, device=self.device
         )
         for _ in range(self.epochs_per_rollout):
-            for minibatch, denominator in zip(minibatches, denominators, strict=True):
+            for minibatch in minibatches:
                 numerators, count = update.losses(minibatch), len(minibatch.micro_batches)
-                update.stats.add_step(self.optimizer_step_on(numerators, count, denominator))
+                update.stats.add_step(self.optimizer_step_on(numerators, count, minibatch.denominator))
         cast(LightningOptimizer, self.optimizers()).zero_grad()  # the next rollout needs the memory more
         return update.stats.over_ranks(self._reduce)
 

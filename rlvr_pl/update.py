@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlvr_pl.batching import batches_by_tokens
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.losses.kl import k3
-from rlvr_pl.scoring import Sequences, TokenScores, lay_out, score
+from rlvr_pl.scoring import Layout, Sequences, TokenScores, score
 from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 
 
@@ -41,50 +40,53 @@ class MicroBatch:
 class Minibatch:
     """What one optimizer step learns from, on this rank."""
 
-    micro_batches: Sequence[MicroBatch]
-    denominator: Tensor  # this rank's share of the loss's denominator, scalar
-
-    def filled_up(self, micro_batches: int, rollout: Rollout) -> Minibatch:
-        """Add empty micro-batches up to a number of them: ranks must all run as many backward passes.
-
-        Args:
-            micro_batches: as many as there are, or more.
-            rollout: of this rank.
-        """
-        missing = micro_batches - len(self.micro_batches)
-        return Minibatch([*self.micro_batches, *(empty_micro_batch(rollout) for _ in range(missing))], self.denominator)
+    micro_batches: Sequence[MicroBatch]  # of this rank; as many on each, for ranks must run as many backward passes
+    denominator: Tensor  # of the loss, over all ranks, scalar
 
 
 def cut_into_minibatches(
     rollout: Rollout,
     advantages: Tensor,
     loss: LossStrategy,
+    layout: Layout,
     minibatches: int,
     token_budget: int,
     max_completion_tokens: int,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[Minibatch]:
     """Cut a rollout into minibatches of neighbouring groups, and each into micro-batches by tokens.
 
     Sequences whose advantage is 0 are left out where that is exact; their tokens stay in the denominator.
 
     Args:
-        rollout: N sequences.
+        rollout: N sequences, of all ranks.
         advantages: (N,), on the host.
         loss: tells the denominator, and whether a zero advantage is inert.
+        layout: of a micro-batch.
         minibatches: how many; N divides by it.
-        token_budget: tokens of a micro-batch at most, pads included.
+        token_budget: tokens of a micro-batch at most.
         max_completion_tokens: the generation budget.
+        rank: whose micro-batches these are.
+        ranks: that share each minibatch.
     """
-    lengths, prompts = rollout.lengths.tolist(), rollout.by_row(rollout.prompt_ids)
+    lengths, prompts = rollout.lengths.tolist(), rollout.prompt_ids
     on_device = advantages.to(rollout.mask.device)
     learns = (advantages != 0).tolist() if loss.zero_advantage_is_inert else [True] * len(lengths)
 
     def micro_batch(rows: list[int]) -> MicroBatch:
+        if not rows:
+            return empty_micro_batch(rollout, layout)
         longest = max(lengths[i] for i in rows)
         chosen = torch.tensor(rows, device=rollout.mask.device)
+        owners = [rollout.place(i)[0] for i in rows]
+        distinct = sorted(set(owners))
         return MicroBatch(
-            sequences=lay_out(
-                [prompts[i] for i in rows], rollout.completion_ids[chosen, :longest], [lengths[i] for i in rows]
+            sequences=layout.lay_out(
+                [prompts[owner] for owner in distinct],
+                [distinct.index(owner) for owner in owners],
+                rollout.completion_ids[chosen, :longest],
+                [lengths[i] for i in rows],
             ),
             mask=rollout.mask[chosen, :longest],
             advantages=on_device[chosen],
@@ -95,21 +97,29 @@ def cut_into_minibatches(
     size = -(-len(lengths) // minibatches)
     for first in range(0, len(lengths), size):
         active = [i for i in range(first, first + size) if learns[i]]
-        batches = batches_by_tokens([len(prompts[i]) + lengths[i] for i in active], token_budget)
+        batches = layout.cut(
+            [len(prompt) for prompt in prompts],
+            [rollout.place(i)[0] for i in active],
+            [lengths[i] for i in active],
+            token_budget,
+            ranks,
+        )
         cut.append(
             Minibatch(
-                micro_batches=[micro_batch([active[i] for i in chosen]) for chosen in batches],
+                micro_batches=[micro_batch([active[i] for i in chosen]) for chosen in batches[rank::ranks]],
                 denominator=loss.denominator(rollout.mask[first : first + size], max_completion_tokens),
             )
         )
     return cut
 
 
-def empty_micro_batch(rollout: Rollout) -> MicroBatch:
+def empty_micro_batch(rollout: Rollout, layout: Layout) -> MicroBatch:
     """Make a micro-batch without a single completion token: its gradient is 0, and it takes part in collectives."""
     device = rollout.mask.device
     return MicroBatch(
-        sequences=lay_out([rollout.prompt_ids[0][:1]], torch.zeros(1, 1, dtype=torch.long, device=device), [0]),
+        sequences=layout.lay_out(
+            [rollout.prompt_ids[0][:1]], [0], torch.zeros(1, 1, dtype=torch.long, device=device), [0]
+        ),
         mask=torch.zeros(1, 1, dtype=torch.bool, device=device),
         advantages=torch.zeros(1, dtype=torch.float32, device=device),
         sampling_logprobs=torch.zeros(1, 1, dtype=torch.float32, device=device),

@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "bf16-mixed",
     "prompt_tokens": 80,
     "completion_tokens": 140,
+    "group_size": 8,
     "rollout_slots": 64,
     "micro_batch_tokens": 3000,
     "gradient_checkpointing": True,
@@ -131,7 +132,8 @@ def test_a_run_holds_what_was_estimated(
     )
     shared = {"gradient_checkpointing": checkpointing, "release_rollout_memory": release}
     expected = estimate_memory(
-        load_config(policy), **{**SETTINGS, **shared, "precision": precision, "reference": beta > 0}
+        load_config(policy),
+        **{**SETTINGS, **shared, "precision": precision, "reference": beta > 0, "group_size": 2},
     )
     settings = {f"model.{key}": str(value).lower() for key, value in shared.items()}
     with LiveMemory() as memory:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -281,32 +280,6 @@ def test_the_scheduler_steps_once_an_optimizer_step(model_folder: Path) -> None:
     )
     assert fitted.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 / 5)
     assert fitted.trainer.global_step == 4
-
-
-@pytest.mark.parametrize("objective", [OBJECTIVES["GRPO"], OBJECTIVES["DrGRPO"]], ids=["GRPO", "DrGRPO"])
-def test_a_reduction_over_ranks_may_work_in_place(
-    objective: Objective, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DDP's does. Here a second rank counts for the denominator alone, which halves every gradient."""
-
-    def reduce(value: Tensor, reduce_op: str) -> Tensor:
-        return value.mul_(2) if reduce_op == "sum" else value
-
-    def half(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.025, momentum=0.5)
-
-    expected = plain(model_folder, objective, half, max_grad_norm=None)
-    expected.update(fixed_rollout(), REWARDS, minibatches=2, epochs=2)
-    fitted = prepare(
-        model_folder,
-        objective.strategy,
-        minibatches_per_rollout=2,
-        epochs_per_rollout=2,
-        max_grad_norm=None,
-    )
-    monkeypatch.setattr(fitted.trainer.strategy, "reduce", reduce)
-    fitted.trainer.fit(fitted.module, Prompts(fitted.engine.rollouts))
-    assert_weights(fitted.weights, weights_of(expected.model))
 
 
 def test_the_reference_policy_is_the_initial_one_and_no_part_of_the_module(model_folder: Path) -> None:

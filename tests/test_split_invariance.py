@@ -1,4 +1,4 @@
-"""The contract of an update: how a minibatch is cut, and over how many ranks, changes its gradient by rounding alone.
+"""The contract of an update: how a minibatch is laid out, cut, and shared changes its gradient by rounding alone.
 
 Every objective of ``rlvr_pl.losses`` is held to it, a new one as soon as it is exported there.
 """
@@ -16,6 +16,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlvr_pl import losses
 from rlvr_pl.losses import LossStrategy
+from rlvr_pl.scoring import Layout, PackedGroups, PaddedRows
+from rlvr_pl.scoring.choice import why_not_packed
 from rlvr_pl.types import Rollout
 from rlvr_pl.update import Update, cut_into_minibatches
 from tests.helpers.policies import VOCABULARY, tiny_model
@@ -39,37 +41,35 @@ def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
 
 
-def rollout_of(groups: slice) -> Rollout:
-    """Some of the four groups."""
-    rows = slice(2 * groups.start, 2 * groups.stop)
+def rollout() -> Rollout:
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(1)
     tokens = torch.randint(VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(3))
     return Rollout(
-        prompt_ids=PROMPTS[groups],
+        prompt_ids=PROMPTS,
         group_size=2,
-        completion_ids=tokens[rows],
-        mask=mask[rows],
-        sampling_logprobs=torch.zeros(mask[rows].shape, dtype=torch.float64),
-        truncated=torch.zeros(len(mask[rows]), dtype=torch.bool),
+        completion_ids=tokens,
+        mask=mask,
+        sampling_logprobs=torch.zeros(mask.shape, dtype=torch.float64),
+        truncated=torch.zeros(len(mask), dtype=torch.bool),
     )
 
 
-def gradient(loss: LossStrategy, ranks: int, minibatches: int, token_budget: int) -> dict[str, Tensor]:
+def gradient(loss: LossStrategy, ranks: int, minibatches: int, token_budget: int, layout: Layout) -> dict[str, Tensor]:
     """The gradient of the second pass over a rollout, after a step has moved the policy away from π_old.
 
     Minibatches are accumulated, each with the denominator of all: as if they were one.
     """
     policy = tiny_model(tied=True, seed=0).double().train()
     reference = tiny_model(tied=True, seed=1).double()
-    groups = len(PROMPTS) // ranks
+    references = [reference] if loss.needs_reference else []
+    for model in (policy, reference):
+        assert why_not_packed(model) is None
     passes: list[tuple[Update, list[object]]] = []
-    denominator = torch.zeros((), dtype=torch.float64)
     for rank in range(ranks):
-        own = slice(rank * groups, (rank + 1) * groups)
-        advantages = ADVANTAGES[2 * own.start : 2 * own.stop]
-        cut = cut_into_minibatches(rollout_of(own), advantages, loss, minibatches, token_budget, 10)
-        denominator += sum(minibatch.denominator for minibatch in cut)
-        references = [reference] if loss.needs_reference else []
+        cut = cut_into_minibatches(
+            rollout(), ADVANTAGES, loss, layout, minibatches, token_budget, 10, rank=rank, ranks=ranks
+        )
+        denominator = sum(minibatch.denominator for minibatch in cut)
         update = Update(cut, loss, policy, references, 0.9, torch.device("cpu"))
         for minibatch in cut:
             list(update.losses(minibatch))  # notes π_old
@@ -92,18 +92,19 @@ def move(policy: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "minibatches", "token_budget"),
-    [(1, 1, 1), (1, 1, 20), (1, 2, LARGE), (1, 4, 12), (2, 1, LARGE), (2, 2, 9), (4, 1, 1)],
+    [(1, 1, LARGE), (1, 1, 1), (1, 1, 20), (1, 2, LARGE), (1, 4, 12), (2, 1, LARGE), (2, 2, 9), (4, 1, 1)],
 )
+@pytest.mark.parametrize("layout", [PackedGroups(), PaddedRows()], ids=["packed", "padded"])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_gradient_does_not_depend_on_how_the_work_is_split(
-    name: str, beta: float, ranks: int, minibatches: int, token_budget: int
+    name: str, beta: float, layout: Layout, ranks: int, minibatches: int, token_budget: int
 ) -> None:
     objective: type[LossStrategy] = getattr(losses, name)
     assert inspect.isclass(objective)
     loss = objective(beta=beta)  # type: ignore[call-arg]
-    expected = gradient(loss, ranks=1, minibatches=1, token_budget=LARGE)
-    actual = gradient(loss, ranks, minibatches, token_budget)
+    expected = gradient(loss, ranks=1, minibatches=1, token_budget=LARGE, layout=PaddedRows())
+    actual = gradient(loss, ranks, minibatches, token_budget, layout)
     assert actual.keys() == expected.keys()
     assert max(float(g.abs().max()) for g in expected.values()) > 1e-3
     for key, value in expected.items():

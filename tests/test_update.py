@@ -16,7 +16,7 @@ from rlvr_pl.losses.advantage import AdvantageEstimator
 from rlvr_pl.losses.aggregation import TokenMean
 from rlvr_pl.losses.policy_loss import PPOClip
 from rlvr_pl.losses.ratio import token
-from rlvr_pl.scoring import Sequences, TokenScores, lay_out
+from rlvr_pl.scoring import PackedGroups, Sequences, TokenScores
 from rlvr_pl.types import LossInputs, LossOutput, Rollout
 from rlvr_pl.update import MicroBatch, Minibatch, Update, UpdateStats, cut_into_minibatches, empty_micro_batch
 
@@ -49,8 +49,12 @@ def token_mean() -> LossStrategy:
     return LossStrategy(AdvantageEstimator(), token, PPOClip(0.2, 0.2), TokenMean())
 
 
-def minibatches_of(loss: LossStrategy, minibatches: int, token_budget: int = 10_000) -> list[Minibatch]:
-    return cut_into_minibatches(hand_rollout(), ADVANTAGES, loss, minibatches, token_budget, T_MAX)
+def minibatches_of(
+    loss: LossStrategy, minibatches: int, token_budget: int = 10_000, rank: int = 0, ranks: int = 1
+) -> list[Minibatch]:
+    return cut_into_minibatches(
+        hand_rollout(), ADVANTAGES, loss, PackedGroups(), minibatches, token_budget, T_MAX, rank, ranks
+    )
 
 
 def completion_starts(micro_batch: MicroBatch) -> Tensor:
@@ -59,6 +63,8 @@ def completion_starts(micro_batch: MicroBatch) -> Tensor:
 
 
 def rows_of(micro_batch: MicroBatch) -> list[int]:
+    if not micro_batch.mask.any():
+        return []
     return (micro_batch.sequences.targets[completion_starts(micro_batch)] // 100).tolist()
 
 
@@ -78,22 +84,49 @@ def test_minibatches_hold_whole_neighbouring_groups(minibatches: int) -> None:
     ]
 
 
-def test_micro_batches_are_filled_by_prompt_and_completion_tokens() -> None:
-    # Totals: 6, 3, 10, 3, 6, 6, 10, 8, so from long to short 2, 6, 7, 0, 4, 5, 1, 3.
-    assert row_lists(minibatches_of(GRPO(beta=0.04), 1, token_budget=20)) == [[[2, 6], [7, 0], [4, 5, 1], [3]]]
-    assert row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=20)) == [[[2, 0], [1, 3]], [[6, 7], [4, 5]]]
-    assert row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=1)) == [[[2], [0], [1], [3]], [[6], [7], [4], [5]]]
+def test_micro_batches_hold_whole_groups_each_prompt_once() -> None:
+    # Groups, their prompt counted once: 1 + 5 + 2 = 8, 2 + 8 + 1 = 11, 3 + 3 + 3 = 9 and 4 + 6 + 4 = 14.
+    assert row_lists(minibatches_of(GRPO(beta=0.04), 1, token_budget=22)) == [[[0, 1, 6, 7], [2, 3, 4, 5]]]
+    assert row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=22)) == [[[0, 1, 2, 3]], [[6, 7], [4, 5]]]
+    assert row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=23)) == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
+
+
+def test_a_group_that_exceeds_the_budget_is_cut_and_its_prompt_repeated() -> None:
+    (minibatch,) = minibatches_of(GRPO(beta=0.04), 1, token_budget=10)
+    parts = [rows_of(micro_batch) for micro_batch in minibatch.micro_batches]
+    assert parts == [[2], [6], [4, 5], [0, 1], [7], [3]]
+    ids = [micro_batch.sequences.input_ids.tolist()[0] for micro_batch in minibatch.micro_batches]
+    assert ids[1] == [7, 7, 7, 7, *range(600, 606)]
+    assert ids[4] == [7, 7, 7, 7, *range(700, 704)]
+    singles = row_lists(minibatches_of(GRPO(beta=0.04), 2, token_budget=1))
+    assert [sorted(minibatch) for minibatch in singles] == [[[0], [1], [2], [3]], [[4], [5], [6], [7]]]
+
+
+def test_ranks_share_a_minibatch_evenly_and_run_as_often() -> None:
+    def of_ranks(ranks: int, **settings: int) -> list[list[list[list[int]]]]:
+        return [row_lists(minibatches_of(GSPO(), rank=r, ranks=ranks, **settings)) for r in range(ranks)]
+
+    # What teaches something: group 0 (8 tokens), group 2 (9) and member 7 of group 3 (4 + 4).
+    assert of_ranks(2, minibatches=1) == [[[[0, 1, 7]]], [[[4, 5]]]]
+    assert of_ranks(2, minibatches=1, token_budget=9) == [[[[4, 5], [7]]], [[[0, 1], []]]]
+    assert of_ranks(2, minibatches=2) == [[[[0, 1]], [[4, 5]]], [[[]], [[7]]]]
+
+
+def test_every_rank_knows_the_denominator_of_all() -> None:
+    for rank in range(4):
+        cut = minibatches_of(DrGRPO(), 1, rank=rank, ranks=4)
+        assert [minibatch.denominator.item() for minibatch in cut] == [80]
 
 
 @pytest.mark.parametrize("loss", [GRPO(beta=0.0), DrGRPO(), GSPO(), GSPOToken(), token_mean()])
 def test_without_a_kl_term_zero_advantages_are_left_out(loss: LossStrategy) -> None:
-    assert row_lists(minibatches_of(loss, 1)) == [[[7, 0, 4, 5, 1]]]
-    assert row_lists(minibatches_of(loss, 4)) == [[[0, 1]], [], [[4, 5]], [[7]]]
+    assert row_lists(minibatches_of(loss, 1)) == [[[0, 1, 4, 5, 7]]]
+    assert row_lists(minibatches_of(loss, 4)) == [[[0, 1]], [[]], [[4, 5]], [[7]]]
 
 
 @pytest.mark.parametrize("loss", [GRPO(beta=0.04), DrGRPO(beta=0.1), GSPO(beta=1.0), GSPOToken(beta=1e-9)])
 def test_with_a_kl_term_they_are_kept(loss: LossStrategy) -> None:
-    assert row_lists(minibatches_of(loss, 1)) == [[[2, 6, 7, 0, 4, 5, 1, 3]]]
+    assert row_lists(minibatches_of(loss, 1)) == [[[0, 1, 2, 3, 4, 5, 6, 7]]]
     assert row_lists(minibatches_of(loss, 4)) == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
 
 
@@ -124,13 +157,15 @@ def test_a_token_denominator_keeps_the_tokens_of_what_is_left_out() -> None:
 def test_a_micro_batch_carries_its_sequences_and_is_as_wide_as_the_longest() -> None:
     rollout = hand_rollout()
     (minibatch,) = minibatches_of(GRPO(beta=0), 1, token_budget=16)
-    assert [rows_of(m) for m in minibatch.micro_batches] == [[7, 0], [4, 5], [1]]
-    for micro_batch, width in zip(minibatch.micro_batches, [5, 3, 2], strict=True):
+    assert [rows_of(m) for m in minibatch.micro_batches] == [[0, 1, 7], [4, 5]]
+    for micro_batch, width in zip(minibatch.micro_batches, [5, 3], strict=True):
         rows = rows_of(micro_batch)
-        lines = zip(rows, micro_batch.sequences.input_ids.tolist(), strict=True)
-        for i, line in lines:
-            whole = [*rollout.prompt_ids[i // 2], *rollout.completion_ids[i, : LENGTHS[i]].tolist()]
-            assert line == whole + [0] * (len(line) - len(whole))
+        line = []
+        for owner in sorted({i // 2 for i in rows}):
+            line += rollout.prompt_ids[owner]
+            for i in [i for i in rows if i // 2 == owner]:
+                line += rollout.completion_ids[i, : LENGTHS[i]].tolist()
+        assert micro_batch.sequences.input_ids.tolist() == [line]
         assert torch.equal(micro_batch.sequences.targets, rollout.completion_ids[rows, :width][micro_batch.mask])
         assert torch.equal(micro_batch.mask, rollout.mask[rows, :width])
         assert torch.equal(micro_batch.advantages, ADVANTAGES[rows])
@@ -138,15 +173,16 @@ def test_a_micro_batch_carries_its_sequences_and_is_as_wide_as_the_longest() -> 
         assert lengths == [LENGTHS[i] for i in rows]
 
 
-def test_without_any_advantage_a_minibatch_has_no_micro_batch_but_its_denominator() -> None:
-    minibatches = cut_into_minibatches(hand_rollout(), torch.zeros(8), GRPO(beta=0), 2, 100, T_MAX)
-    assert row_lists(minibatches) == [[], []]
+def test_without_any_advantage_a_minibatch_has_an_empty_micro_batch_and_its_denominator() -> None:
+    """An optimizer step needs a gradient, be it 0."""
+    minibatches = cut_into_minibatches(hand_rollout(), torch.zeros(8), GRPO(beta=0), PackedGroups(), 2, 100, T_MAX)
+    assert row_lists(minibatches) == [[[]], [[]]]
     assert [m.denominator.item() for m in minibatches] == [4, 4]
 
 
 @pytest.mark.parametrize("loss", [GRPO(beta=0.0), GRPO(), DrGRPO(), GSPO(), GSPO(beta=0.1), GSPOToken(), token_mean()])
 def test_an_empty_micro_batch_has_a_loss_and_a_gradient_of_0(loss: LossStrategy) -> None:
-    empty = empty_micro_batch(hand_rollout())
+    empty = empty_micro_batch(hand_rollout(), PackedGroups())
     assert empty.sequences.input_ids.tolist() == [[7]]
     assert empty.sequences.targets.tolist() == []
     assert empty.mask.tolist() == [[False]]
@@ -157,16 +193,6 @@ def test_an_empty_micro_batch_has_a_loss_and_a_gradient_of_0(loss: LossStrategy)
     (gradient,) = torch.autograd.grad(output.numerator, logprobs)
     assert output.numerator.item() == 0
     assert gradient.tolist() == [[0.0]]
-
-
-def test_a_minibatch_is_filled_up_with_empty_micro_batches_and_keeps_its_denominator() -> None:
-    (minibatch,) = minibatches_of(GRPO(beta=0), 1, token_budget=16)
-    filled = minibatch.filled_up(5, hand_rollout())
-    assert list(filled.micro_batches[:3]) == list(minibatch.micro_batches)
-    assert [micro_batch.mask.tolist() for micro_batch in filled.micro_batches[3:]] == [[[False]], [[False]]]
-    assert filled.denominator is minibatch.denominator
-    assert len(minibatch.micro_batches) == 3, "the minibatch itself is as it was"
-    assert list(minibatch.filled_up(3, hand_rollout()).micro_batches) == list(minibatch.micro_batches)
 
 
 # π_old and π_ref
@@ -385,7 +411,7 @@ def test_the_diagnostics_keep_no_graph() -> None:
 def scored(old: list[list[float]], sampled: list[list[float]], lengths: list[int]) -> tuple[MicroBatch, Tensor]:
     mask = mask_of(lengths)
     micro_batch = MicroBatch(
-        sequences=lay_out([[1]] * len(lengths), torch.zeros(mask.shape, dtype=torch.long), lengths),
+        sequences=PackedGroups().lay_out([[1]], [0] * len(lengths), torch.zeros(mask.shape, dtype=torch.long), lengths),
         mask=mask,
         advantages=torch.ones(len(lengths)),
         sampling_logprobs=torch.tensor(sampled),
@@ -407,7 +433,7 @@ def test_the_mismatch_is_a_mean_over_tokens_and_a_maximum(pad: float) -> None:
 def test_without_a_scored_token_there_is_no_mismatch() -> None:
     stats = UpdateStats(CPU)
     assert stats.logprob_mismatch() == (0.0, 0.0)
-    filler = empty_micro_batch(hand_rollout())
+    filler = empty_micro_batch(hand_rollout(), PackedGroups())
     stats.add_mismatch(filler, torch.full((1, 1), math.nan))
     assert stats.logprob_mismatch() == (0.0, 0.0)
     stats.add_mismatch(*scored([[-1.0]], [[math.nan]], [1]))

@@ -8,7 +8,6 @@ where a mask hides what a row does not have.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 
 from rlvr_pl.rollout.cache import KVCache
 from rlvr_pl.rollout.weights import DecoderWeights, Linear
+from rlvr_pl.varlen import varlen_takes
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """From layer, queries (…, heads, head size), keys and values (…, kv heads, head size) to (…, heads · head size)."""
@@ -163,14 +163,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def reads_by_length(cache: KVCache) -> bool:
     """Tell whether attention reads of each row just what it holds, whatever the bound on the columns.
 
-    The kernel is for half precision on CUDA from the Ampere generation on, for heads of a multiple of 8 up to 256
-    numbers (as FlashAttention 2), and takes the lengths from torch 2.12 on.
+    Its kernel takes the lengths from torch 2.12 on.
     """
-    keys, head_size = cache.keys, cache.keys.shape[-1]
-    if not keys.is_cuda or keys.dtype not in (torch.bfloat16, torch.float16) or head_size % 8 or head_size > 256:
-        return False
-    takes_lengths = "seqused_k" in inspect.signature(varlen.varlen_attn).parameters
-    return takes_lengths and torch.cuda.get_device_capability(keys.device) >= (8, 0)
+    return varlen_takes(cache.keys, "seqused_k")
 
 
 def _attention_over_columns(

@@ -1,6 +1,7 @@
 """Log-probabilities of completions under a policy."""
 
-from rlvr_pl.scoring.layout import Sequences, lay_out
+from rlvr_pl.scoring.choice import choose_layout
+from rlvr_pl.scoring.layout import Layout, PackedGroups, PaddedRows, Sequences
 from rlvr_pl.scoring.score import TokenScores, score
 
-__all__ = ["Sequences", "TokenScores", "lay_out", "score"]
+__all__ = ["Layout", "PackedGroups", "PaddedRows", "Sequences", "TokenScores", "choose_layout", "score"]

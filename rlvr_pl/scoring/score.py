@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,7 @@ def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> 
     # Autocast keeps its casts of the weights for as long as the outermost context lasts, here a whole training step:
     # one made under no_grad has no gradient, and one made before an optimizer step is stale.
     torch.clear_autocast_cache()
-    # No attention mask: pads stand on the right, where causal attention does not look.
-    hidden = policy.base_model(input_ids=sequences.input_ids, use_cache=False).last_hidden_state
-    hidden = hidden.flatten(0, 1)[sequences.predicting]  # (tokens, H)
+    hidden = hidden_states(policy, sequences)
     head = policy.get_output_embeddings()
     half = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != torch.float32
     with torch.autocast(device_type=hidden.device.type, enabled=False):
@@ -55,3 +54,18 @@ def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> 
         logprobs=zeros.index_copy(0, sequences.places, logprobs).view(n, T),
         entropy=zeros.index_copy(0, sequences.places, entropy).view(n, T),
     )
+
+
+def hidden_states(policy: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Compute the hidden states that predict the completion tokens, (tokens, H)."""
+    layout: dict[str, Any] = {}  # none for padded rows: pads stand on the right, where causal attention does not look
+    if sequences.packing is not None:
+        layout = {
+            "packing": sequences.packing,
+            "position_ids": sequences.position_ids,
+            # A mask that is already made keeps transformers from making one. Packed groups do not read it.
+            "attention_mask": sequences.input_ids.new_zeros((1, 1, 1, 1), dtype=torch.bool),
+        }
+    output = policy.base_model(input_ids=sequences.input_ids, use_cache=False, **layout)
+    hidden: Tensor = output.last_hidden_state.flatten(0, 1)[sequences.predicting]
+    return hidden

@@ -15,22 +15,26 @@ from torch.nn.attention import varlen
 from rlvr_pl.losses import GRPO, GSPO
 from rlvr_pl.pretrained import checkpoint_activations
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, choose_engine
-from rlvr_pl.scoring import lay_out, score
+from rlvr_pl.scoring import PackedGroups, choose_layout, score
 from rlvr_pl.types import Rollout
 from rlvr_pl.update import Update, cut_into_minibatches
 from tests.helpers.engines import PROMPTS, assert_same, completions, sample_with
 from tests.helpers.policies import FAMILIES, tiny_model
 from tests.helpers.simulated_gpu import GPU, SimulatedCapture, SimulatedGPU, simulated_gpu
+from tests.helpers.varlen import slow_varlen_attn
 
 torch.set_num_threads(1)
 
 VOCABULARY = 16_512  # above 128², so that sampling looks for a token's block first
 TOKENS = 20
 # Budgets. A regression that adds a wait to a loop breaks them.
-WAITS_A_FORWARD = 1  # transformers looks for packed sequences in the positions that it has made itself
 WAITS_A_CUT = 1  # the lengths
 UPLOADS_A_CUT = 1  # the advantages
 UPLOADS_A_MICRO_BATCH = 2  # which rows, and where each of their tokens goes
+UPLOADS_MASKED = (
+    9  # at the first forward pass, for masked attention: four tensors for the prompts and the completions each, places
+)
+UPLOADS_BY_LENGTH = 2  # at the first forward pass, the bounds of segments, and where their keys are
 WAITS_A_ROLLOUT = 5  # what was written, the longest, and whether all is finite
 STEPS_A_WAIT = 8  # decode steps between two looks at which rows have ended
 
@@ -65,7 +69,7 @@ def test_a_rollout_is_that_of_the_cpu(family: str, dtype: torch.dtype | str, tem
 def attention_by_length(
     q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, starts: Tensor, one: int, columns: int, **settings: Any
 ) -> Tensor:
-    """What ``torch.nn.attention.varlen.varlen_attn`` computes for a decode step, on a CPU."""
+    """What ``torch.nn.attention.varlen.varlen_attn`` computes for a decode step, without a wait."""
     assert (one, settings.pop("enable_gqa")) == (1, True)
     used = settings.pop("seqused_k")
     assert not settings
@@ -113,7 +117,7 @@ def test_decode_steps_wait_for_nothing_and_the_host_looks_every_few(monkeypatch:
     assert total(gpu.waits) <= math.ceil(40 / STEPS_A_WAIT) + WAITS_A_ROLLOUT
 
 
-def update_of(gpu: SimulatedGPU, beta: float, autocast: bool, checkpointing: bool) -> None:
+def update_of(gpu: SimulatedGPU, beta: float, autocast: bool, checkpointing: bool, by_length: bool = False) -> None:
     model = tiny_model(tied=True, vocab_size=VOCABULARY).train().to("cuda")
     if checkpointing:
         checkpoint_activations(model)
@@ -121,21 +125,24 @@ def update_of(gpu: SimulatedGPU, beta: float, autocast: bool, checkpointing: boo
     loss = GRPO(beta=beta) if beta else GSPO()
     rollout = sample_with(LeanEngine, model, group_size=4, tokens=TOKENS)
     advantages = loss.advantages(torch.arange(len(PROMPTS) * 4.0).view(-1, 4) % 3).flatten()
+    mixed = torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if autocast else nullcontext()
+    with mixed:
+        layout = choose_layout(model, *([reference] if beta else []))
+    assert isinstance(layout, PackedGroups)
     gpu.clear()
-    minibatches = cut_into_minibatches(rollout, advantages, loss, 2, 60, TOKENS)
+    minibatches = cut_into_minibatches(rollout, advantages, loss, layout, 2, 60, TOKENS)
     micro_batches = sum(len(minibatch.micro_batches) for minibatch in minibatches)
     assert total(gpu.waits) == WAITS_A_CUT
     assert total(gpu.uploads) == UPLOADS_A_CUT + UPLOADS_A_MICRO_BATCH * micro_batches
     gpu.clear()
-    mixed = torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if autocast else nullcontext()
     with mixed:
         update = Update(minibatches, loss, model, [reference] if beta else [], 1.0, GPU)
         for minibatch in minibatches:
             for numerator in update.losses(minibatch):
                 (numerator / minibatch.denominator).backward()
-    forwards = micro_batches + len(minibatches[1].micro_batches) + (micro_batches if beta else 0)
-    assert total(gpu.waits) == WAITS_A_FORWARD * forwards
-    assert total(gpu.uploads) == 0
+    if not by_length:  # what stands for its kernel waits
+        assert total(gpu.waits) == 0
+    assert total(gpu.uploads) == (UPLOADS_BY_LENGTH if by_length else UPLOADS_MASKED) * micro_batches
     assert all(parameter.grad is not None and parameter.grad.is_cuda for parameter in model.parameters())
     update.stats.add_step(1.0)
     assert math.isfinite(update.stats.means()["kl"])
@@ -149,14 +156,23 @@ def test_an_update_keeps_its_budget_of_waits_and_uploads(beta: float, autocast: 
         update_of(gpu, beta, autocast, checkpointing)
 
 
+def test_an_update_on_a_gpu_whose_attention_reads_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", slow_varlen_attn)
+    with simulated_gpu() as gpu:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        monkeypatch.setattr("rlvr_pl.rollout.decoder.reads_by_length", lambda cache: False)
+        update_of(gpu, beta=0.1, autocast=True, checkpointing=True, by_length=True)
+
+
 def test_a_rollout_that_teaches_nothing_has_an_empty_micro_batch_on_the_gpu() -> None:
     with simulated_gpu():
         model = tiny_model(tied=True).train().to("cuda")
         rollout = sample_with(LeanEngine, model, group_size=2, tokens=4)
-        (minibatch,) = cut_into_minibatches(rollout, torch.zeros(len(PROMPTS) * 2), GSPO(), 1, 100, 4)
-        filled = minibatch.filled_up(1, rollout)
-        for numerator in Update([filled], GSPO(), model, [], 1.0, GPU).losses(filled):
-            (numerator / filled.denominator).backward()
+        layout = choose_layout(model)
+        (minibatch,) = cut_into_minibatches(rollout, torch.zeros(len(PROMPTS) * 2), GSPO(), layout, 1, 100, 4)
+        assert len(minibatch.micro_batches) == 1
+        for numerator in Update([minibatch], GSPO(), model, [], 1.0, GPU).losses(minibatch):
+            (numerator / minibatch.denominator).backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         assert gradients
         assert all(gradient.device == GPU and not gradient.any() for gradient in gradients)
@@ -172,7 +188,8 @@ def test_under_half_precision_the_head_is_multiplied_in_tf32(monkeypatch: pytest
 
     with simulated_gpu():
         model = tiny_model(tied=True).train().to("cuda")
-        rows = lay_out([[5, 6], [7]], torch.tensor([[3, 4], [6, 7]], device="cuda"), [2, 1])
+        layout = choose_layout(model)
+        rows = layout.lay_out([[5, 6], [7]], [0, 1], torch.tensor([[3, 4], [6, 7]], device="cuda"), [2, 1])
         monkeypatch.setattr("torch.Tensor.__matmul__", spy)
         score(model, rows, 1.0)
         assert seen == [torch.backends.cuda.matmul.fp32_precision], "32-true multiplies as PyTorch is set to"

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, RolloutEngine, Sampling
-from rlvr_pl.scoring import Sequences, lay_out
+from rlvr_pl.scoring import PaddedRows, Sequences
 from rlvr_pl.types import Rollout
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
@@ -82,4 +82,5 @@ def huggingface_greedy(
 
 def sequences_of(rollout: Rollout) -> Sequences:
     """What the update scores of a rollout, all of it at once."""
-    return lay_out(rollout.by_row(rollout.prompt_ids), rollout.completion_ids, rollout.lengths.tolist())
+    members = rollout.by_row(range(len(rollout.prompt_ids)))
+    return PaddedRows().lay_out(rollout.prompt_ids, members, rollout.completion_ids, rollout.lengths.tolist())

@@ -19,6 +19,7 @@ from rlvr_pl.rollout.cache import KVCache
 from rlvr_pl.rollout.decoder import Decoder, reads_by_length
 from rlvr_pl.rollout.weights import DecoderWeights, Linear, addresses, why_not_covered
 from tests.helpers.policies import FAMILIES, VOCABULARY, tiny_model
+from tests.helpers.varlen import slow_varlen_attn
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -175,42 +176,6 @@ def test_a_rows_logits_do_not_depend_on_pads_neighbours_and_what_the_cache_held(
 
 
 # The paths of a GPU
-
-
-def slow_varlen_attn(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-    *,
-    enable_gqa: bool = False,
-    seqused_k: Tensor | None = None,
-) -> Tensor:
-    """What ``torch.nn.attention.varlen.varlen_attn`` documents, and what its kernel demands of its arguments."""
-    assert cu_seq_k is not None
-    assert seqused_k is not None
-    for lengths, entries in ((cu_seq_q, len(cu_seq_q)), (cu_seq_k, len(cu_seq_q)), (seqused_k, len(cu_seq_q) - 1)):
-        assert lengths.dtype == torch.int32
-        assert lengths.is_contiguous()
-        assert lengths.shape == (entries,)
-    assert query.dtype == key.dtype == value.dtype
-    assert {t.stride(-1) for t in (query, key, value)} == {1}
-    assert key.shape == value.shape == (int(cu_seq_k[-1]), key.shape[1], query.shape[2])
-    assert len(query) == cu_seq_q[-1]
-    assert enable_gqa or query.shape[1] == key.shape[1]
-    output = torch.empty_like(query)
-    for i, used in enumerate(seqused_k.tolist()):
-        q = query[cu_seq_q[i] : cu_seq_q[i + 1]]
-        assert len(q) <= max_q
-        assert 0 < used <= cu_seq_k[i + 1] - cu_seq_k[i] <= max_k
-        here = slice(int(cu_seq_k[i]), int(cu_seq_k[i]) + used)
-        k, v = (t[here].repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
-        weights = torch.einsum("qhd,khd->hqk", q, k).div(q.shape[-1] ** 0.5).softmax(dim=-1)
-        output[cu_seq_q[i] : cu_seq_q[i + 1]] = torch.einsum("hqk,khd->qhd", weights, v)
-    return output
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), LAYOUTS)

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 from transformers import PreTrainedModel
 
 from rlvr_pl.pretrained import checkpoint_activations
-from rlvr_pl.scoring import TokenScores, head, lay_out, score
+from rlvr_pl.scoring import Layout, PackedGroups, PaddedRows, Sequences, TokenScores, attention, head, score
+from rlvr_pl.scoring.attention import PACKED_GROUPS
+from rlvr_pl.scoring.score import hidden_states
 from tests.helpers import policies as models
 from tests.helpers.policies import FAMILIES
+from tests.helpers.varlen import slow_varlen_attn
 
 torch.set_num_threads(1)
 
@@ -23,7 +27,19 @@ VOCABULARY = 50
 
 
 def tiny_model(family: str = "qwen2", tied: bool = False) -> PreTrainedModel:
-    return models.tiny_model(family, tied, vocab_size=VOCABULARY, initializer_range=0.2).train()
+    model = models.tiny_model(family, tied, vocab_size=VOCABULARY, initializer_range=0.2).train()
+    model.set_attn_implementation(PACKED_GROUPS)
+    return model
+
+
+@pytest.fixture(autouse=True, params=["packed", "packed, masked", "packed, by length", "padded"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """Either layout, and all of the ways to attend within packed groups: what each promises is the same."""
+    monkeypatch.setattr(attention, "_cpu_attention_takes", lambda query, value: request.param == "packed")
+    if request.param == "packed, by length":
+        monkeypatch.setattr(attention, "varlen_takes", lambda keys, parameter: True)
+        monkeypatch.setattr(varlen, "varlen_attn", slow_varlen_attn)
+    return PaddedRows() if request.param == "padded" else PackedGroups()
 
 
 def with_head_bias(model: PreTrainedModel) -> PreTrainedModel:
@@ -33,32 +49,41 @@ def with_head_bias(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @dataclass(frozen=True)
-class Sequences:
-    prompt_ids: list[list[int]]
+class Batch:
+    layout: Layout
+    prompts: list[list[int]]
+    members: list[int]  # n
     completion_ids: Tensor  # (n, T)
     mask: Tensor  # (n, T)
 
+    @property
+    def laid_out(self) -> Sequences:
+        return self.layout.lay_out(self.prompts, self.members, self.completion_ids, self.mask.sum(dim=1).tolist())
 
-def sequences(
-    prompt_lengths: tuple[int, ...] = (3, 1, 6, 2, 4), lengths: tuple[int, ...] = (5, 9, 1, 4, 7)
-) -> Sequences:
+
+@pytest.fixture
+def batch(layout: Layout) -> Batch:
+    """Three prompts, of which the first and the last are shared."""
     generator = torch.Generator().manual_seed(0)
-    return Sequences(
-        [torch.randint(VOCABULARY, (n,), generator=generator).tolist() for n in prompt_lengths],
+    lengths = (5, 9, 1, 4, 7)
+    return Batch(
+        layout,
+        [torch.randint(VOCABULARY, (n,), generator=generator).tolist() for n in (3, 1, 6)],
+        [0, 0, 1, 2, 2],
         torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=generator),
         torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1),
     )
 
 
-def scored(model: PreTrainedModel, batch: Sequences, temperature: float = 1.0) -> TokenScores:
-    lengths = batch.mask.sum(dim=1).tolist()
-    return score(model, lay_out(batch.prompt_ids, batch.completion_ids, lengths), temperature)
+def scored(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> TokenScores:
+    return score(model, batch.laid_out, temperature)
 
 
-def naive(model: PreTrainedModel, batch: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def naive(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (n, T), a whole forward pass for each sequence, without padding."""
     logprobs, entropies = [], []
-    for prompt, completion, mask in zip(batch.prompt_ids, batch.completion_ids, batch.mask, strict=True):
+    for member, completion, mask in zip(batch.members, batch.completion_ids, batch.mask, strict=True):
+        prompt = batch.prompts[member]
         answer = completion[mask]
         ids = torch.cat([torch.tensor(prompt), answer]).unsqueeze(0)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
@@ -94,12 +119,30 @@ def assert_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], ato
 def test_rows_are_laid_out_side_by_side_with_every_place_known() -> None:
     """Prompts of 2 and 1 tokens, completions of 1 and 3; what stands on a pad (9) is nowhere."""
     completions = torch.tensor([[21, 9, 9, 9], [22, 23, 24, 9]])
-    rows = lay_out([[5, 6], [7]], completions, [1, 3])
+    rows = PaddedRows().lay_out([[5, 6], [7]], [0, 1], completions, [1, 3])
     assert rows.input_ids.tolist() == [[5, 6, 21, 0], [7, 22, 23, 24]]
     assert rows.targets.tolist() == [21, 22, 23, 24]
     assert rows.predicting.tolist() == [1, 4, 5, 6], "the place before each of them"
     assert rows.places.tolist() == [0, 4, 5, 6], "in (n · T)"
     assert rows.shape == (2, 4)
+    assert rows.packing is rows.position_ids is None
+
+
+def test_groups_are_packed_with_every_place_known() -> None:
+    """The first prompt has completions of 1 and 3 tokens, the second one of 2 and one of none."""
+    completions = torch.tensor([[21, 9, 9], [22, 23, 24], [25, 26, 9], [9, 9, 9]])
+    row = PackedGroups().lay_out([[5, 6], [7]], [0, 0, 1, 1], completions, [1, 3, 2, 0])
+    assert row.input_ids.tolist() == [[5, 6, 21, 22, 23, 24, 7, 25, 26]]
+    assert row.position_ids is not None
+    assert row.position_ids.tolist() == [[0, 1, 2, 2, 3, 4, 0, 1, 2]]
+    assert row.targets.tolist() == [21, 22, 23, 24, 25, 26]
+    assert row.predicting.tolist() == [1, 1, 3, 4, 6, 7], "a completion's first token follows the prompt"
+    assert row.places.tolist() == [0, 3, 4, 5, 6, 7], "in (n · T)"
+    assert row.shape == (4, 3)
+    assert row.packing is not None
+    first, second = row.packing.groups
+    assert (first.prompt, first.completions, first.answers) == (slice(0, 2), (slice(2, 3), slice(3, 6)), slice(2, 6))
+    assert (second.prompt, second.completions, second.answers) == (slice(6, 7), (slice(7, 9),), slice(7, 9))
 
 
 # Values
@@ -108,8 +151,10 @@ def test_rows_are_laid_out_side_by_side_with_every_place_known() -> None:
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logprobs_entropies_and_gradients_are_the_naive_ones(family: str, tied: bool, temperature: float) -> None:
-    model, batch = tiny_model(family, tied), sequences()
+def test_logprobs_entropies_and_gradients_are_the_naive_ones(
+    family: str, tied: bool, temperature: float, batch: Batch
+) -> None:
+    model = tiny_model(family, tied)
     exact = copy.deepcopy(model).double()
     logprobs, entropies = naive(exact, batch, temperature)
     scores = scored(model, batch, temperature)
@@ -122,8 +167,8 @@ def test_logprobs_entropies_and_gradients_are_the_naive_ones(family: str, tied: 
     )
 
 
-def test_pads_are_exactly_0_in_value_and_gradient() -> None:
-    model, batch = tiny_model(), sequences()
+def test_pads_are_exactly_0_in_value_and_gradient(batch: Batch) -> None:
+    model = tiny_model()
     scores = scored(model, batch)
     pads = int((~batch.mask).sum())
     assert pads == 19
@@ -136,8 +181,8 @@ def test_pads_are_exactly_0_in_value_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("pad", [-100, 0, VOCABULARY - 1, 10**6])
-def test_what_stands_on_a_pad_is_not_read(pad: int) -> None:
-    model, batch = tiny_model(), sequences()
+def test_what_stands_on_a_pad_is_not_read(pad: int, batch: Batch) -> None:
+    model = tiny_model()
     poisoned = replace(batch, completion_ids=batch.completion_ids.masked_fill(~batch.mask, pad))
     with torch.no_grad():
         expected, actual = scored(model, batch), scored(model, poisoned)
@@ -145,8 +190,8 @@ def test_what_stands_on_a_pad_is_not_read(pad: int) -> None:
     assert torch.equal(actual.entropy, expected.entropy)
 
 
-def test_a_wider_batch_changes_nothing_but_the_pads() -> None:
-    model, batch = tiny_model(), sequences()
+def test_a_wider_batch_changes_nothing_but_the_pads(batch: Batch) -> None:
+    model = tiny_model()
     wide = replace(
         batch,
         completion_ids=torch.nn.functional.pad(batch.completion_ids, (0, 3), value=1),
@@ -157,8 +202,8 @@ def test_a_wider_batch_changes_nothing_but_the_pads() -> None:
     assert torch.equal(actual.logprobs, torch.nn.functional.pad(expected.logprobs, (0, 3)))
 
 
-def test_the_entropy_has_no_gradient_and_does_without_one_for_all() -> None:
-    model, batch = tiny_model(), sequences()
+def test_the_entropy_has_no_gradient_and_does_without_one_for_all(batch: Batch) -> None:
+    model = tiny_model()
     scores = scored(model, batch)
     assert scores.logprobs.requires_grad
     assert not scores.entropy.requires_grad
@@ -170,8 +215,8 @@ def test_the_entropy_has_no_gradient_and_does_without_one_for_all() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_the_bias_of_the_head_counts(temperature: float) -> None:
-    model, batch = with_head_bias(tiny_model()), sequences()
+def test_the_bias_of_the_head_counts(temperature: float, batch: Batch) -> None:
+    model = with_head_bias(tiny_model())
     exact = copy.deepcopy(model).double()
     logprobs, _ = naive(exact, batch, temperature)
     scores = scored(model, batch, temperature)
@@ -187,9 +232,9 @@ def test_the_bias_of_the_head_counts(temperature: float) -> None:
 
 @pytest.mark.parametrize("positions", [0, 1, 3, 25, 26])
 @pytest.mark.parametrize("bias", [False, True])
-def test_chunks_change_nothing(positions: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(positions: int, bias: bool, monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
     """26 positions in chunks of so many; even a budget under one position's logits makes chunks of one."""
-    model, batch = tiny_model(tied=not bias), sequences()
+    model = tiny_model(tied=not bias)
     if bias:
         model = with_head_bias(model)
     weight = weights(batch.mask)
@@ -208,13 +253,13 @@ def test_chunks_change_nothing(positions: int, bias: bool, monkeypatch: pytest.M
     size = max(positions, 1)
     assert sizes == [min(size, 26 - start) for start in range(0, 26, size)]
     actual = gradients(model, (weight * chunked.logprobs).sum())
-    torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(chunked.entropy, whole.entropy, rtol=0, atol=5e-6)  # of 4 nats: rounding
+    torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=5e-6)  # of 10 nats: rounding
+    torch.testing.assert_close(chunked.entropy, whole.entropy, rtol=0, atol=5e-6)
     assert_gradients(actual, expected, atol=1e-5)
 
 
-def test_chunks_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = tiny_model(), sequences()
+def test_chunks_without_gradient(monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
+    model = tiny_model()
     with torch.no_grad():
         whole = scored(model, batch)
         monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
@@ -229,23 +274,27 @@ def test_chunks_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_a_completion_token_every_gradient_is_0(family: str, tied: bool, checkpointing: bool) -> None:
+def test_without_a_completion_token_every_gradient_is_0(
+    family: str, tied: bool, checkpointing: bool, layout: Layout
+) -> None:
     model = tiny_model(family, tied)
     if checkpointing:
         checkpoint_activations(model)
-    scores = score(model, lay_out([[4]], torch.zeros(1, 1, dtype=torch.long), [0]), 1.0)
+    scores = score(model, layout.lay_out([[4]], [0], torch.zeros(1, 1, dtype=torch.long), [0]), 1.0)
     assert scores.logprobs.tolist() == scores.entropy.tolist() == [[0.0]]
     scores.logprobs.sum().backward()
     found = {name: None if p.grad is None else p.grad.abs().max().item() for name, p in model.named_parameters()}
     assert found == dict.fromkeys(found, 0.0)
 
 
-def test_a_row_without_a_completion_token_adds_nothing() -> None:
-    model, batch = tiny_model(), sequences()
-    longer = Sequences(
-        [*batch.prompt_ids, [4, 4]],
-        torch.cat([batch.completion_ids, batch.completion_ids[:1]]),
-        torch.cat([batch.mask, torch.zeros_like(batch.mask[:1])]),
+def test_a_row_without_a_completion_token_adds_nothing(batch: Batch) -> None:
+    model = tiny_model()
+    longer = replace(
+        batch,
+        prompts=[*batch.prompts, [4, 4]],
+        members=[*batch.members, 3],
+        completion_ids=torch.cat([batch.completion_ids, batch.completion_ids[:1]]),
+        mask=torch.cat([batch.mask, torch.zeros_like(batch.mask[:1])]),
     )
     weight = weights(batch.mask)
     expected, actual = scored(model, batch), scored(model, longer)
@@ -261,8 +310,8 @@ def test_a_row_without_a_completion_token_adds_nothing() -> None:
 # Gradient checkpointing
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    model, batch = tiny_model(), sequences()
+def test_gradient_checkpointing_changes_nothing(batch: Batch) -> None:
+    model = tiny_model()
     weight = weights(batch.mask)
     plain = scored(model, batch)
     expected = gradients(model, (weight * plain.logprobs).sum())
@@ -279,19 +328,17 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def test_under_autocast_the_head_and_the_softmax_stay_in_float32() -> None:
-    model, batch = tiny_model(), sequences()
+def test_under_autocast_the_head_and_the_softmax_stay_in_float32(batch: Batch) -> None:
+    model = tiny_model()
     with torch.no_grad(), autocast():
         scores = scored(model, batch, 0.7)
-        ids = lay_out(batch.prompt_ids, batch.completion_ids, batch.mask.sum(dim=1).tolist()).input_ids
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = hidden_states(model, batch.laid_out)
         bf16_logprobs, _ = naive(model, batch, 0.7)
     assert scores.logprobs.dtype == scores.entropy.dtype == torch.float32
     logits = hidden.double() @ model.get_output_embeddings().weight.detach().double().T / 0.7
     distribution = logits.log_softmax(-1)
-    for i, (prompt, mask) in enumerate(zip(batch.prompt_ids, batch.mask, strict=True)):
-        length = int(mask.sum())
-        rows = distribution[i, len(prompt) - 1 : len(prompt) - 1 + length]
+    lengths = batch.mask.sum(dim=1).tolist()
+    for i, (length, rows) in enumerate(zip(lengths, distribution.split(lengths), strict=True)):
         expected = rows.gather(1, batch.completion_ids[i, :length].unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(scores.logprobs[i, :length], expected.float(), rtol=0, atol=2e-6)
         entropy = -(rows.exp() * rows).sum(1)
@@ -302,10 +349,10 @@ def test_under_autocast_the_head_and_the_softmax_stay_in_float32() -> None:
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_after_scoring_without_gradient_every_parameter_still_gets_its_own(
-    checkpointing: bool, chunked: bool, monkeypatch: pytest.MonkeyPatch
+    checkpointing: bool, chunked: bool, monkeypatch: pytest.MonkeyPatch, batch: Batch
 ) -> None:
     """Autocast's cache of cast weights, made under no_grad, would cut the gradient off."""
-    model, batch = tiny_model(), sequences()
+    model = tiny_model()
     if checkpointing:
         checkpoint_activations(model)
     if chunked:
@@ -322,9 +369,9 @@ def test_after_scoring_without_gradient_every_parameter_still_gets_its_own(
         assert torch.equal(actual[name], gradient), name
 
 
-def test_after_a_step_inside_the_same_autocast_the_new_weights_are_scored() -> None:
+def test_after_a_step_inside_the_same_autocast_the_new_weights_are_scored(batch: Batch) -> None:
     """Autocast's cache of cast weights, made before the step, would be stale."""
-    model, batch = tiny_model(), sequences()
+    model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with autocast():
         before = scored(model, batch).logprobs
@@ -340,8 +387,8 @@ def test_after_a_step_inside_the_same_autocast_the_new_weights_are_scored() -> N
     assert torch.equal(with_gradient, fresh)
 
 
-def test_two_steps_inside_one_autocast_are_two_steps_apart() -> None:
-    model, batch = tiny_model(), sequences()
+def test_two_steps_inside_one_autocast_are_two_steps_apart(batch: Batch) -> None:
+    model = tiny_model()
     apart = copy.deepcopy(model)
 
     def step(policy: PreTrainedModel) -> None:
