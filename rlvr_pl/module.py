@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -50,7 +50,7 @@ from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
 from rlvr_pl.scoring import Layout, choose_layout
 from rlvr_pl.types import ConfigError, PromptBatch, Rollout, check_at_least
-from rlvr_pl.update import Update, UpdateStats, cut_into_minibatches
+from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -95,6 +95,12 @@ class GroupPolicyModule(LightningModule):
         epochs_per_rollout: passes over a rollout.
         rollout_slots: completions that are generated at a time. Others wait, and take the places of those that end; the
             cache of keys and values grows with it.
+        old_logprobs: where π_old comes from. ``rescored``: the policy scores all minibatches but the first before the
+            first optimizer step, so that an unchanged policy's ratio is exactly 1. ``sampled``: the sampler's own
+            log-probabilities, for which nothing is computed twice; they are rounded otherwise, which a narrow clip band
+            such as GSPO's feels in half precision.
+        importance_cap: where π_old is rescored, weigh each token's policy loss by π_old / π_sampled up to this cap
+            (truncated importance sampling); null weighs all alike.
         release_rollout_memory: give back the memory of generating, the cache of keys and values above all, before each
             update; the next rollout takes it anew and, on a GPU, captures its decode steps again.
         micro_batch_tokens: tokens that go through the policy together in an update, at most; each prompt counts once,
@@ -118,6 +124,8 @@ class GroupPolicyModule(LightningModule):
         temperature: float = 1.0,
         minibatches_per_rollout: int = 4,
         epochs_per_rollout: int = 1,
+        old_logprobs: Literal["rescored", "sampled"] = "rescored",
+        importance_cap: float | None = None,
         rollout_slots: int = 256,
         release_rollout_memory: bool = False,
         micro_batch_tokens: int = 16384,
@@ -151,6 +159,15 @@ class GroupPolicyModule(LightningModule):
             raise ConfigError("model.eval_samples is above 1, but greedy samples are identical; set eval_temperature")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm is {max_grad_norm}; it must be above 0, or null for no clipping")
+        if importance_cap is not None and importance_cap < 1:
+            raise ConfigError(
+                f"model.importance_cap is {importance_cap}; it must be at least 1, or null for no weights"
+            )
+        if importance_cap is not None and old_logprobs == "sampled":
+            raise ConfigError(
+                "model.importance_cap weighs tokens by π_old / π_sampled, which are the same with model.old_logprobs: "
+                "sampled; set one or the other"
+            )
         # Objects stay out of the checkpoint: it must load with weights_only.
         self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler"])
         self.save_hyperparameters({"objective": type(loss).__name__, "beta": loss.beta})
@@ -165,6 +182,7 @@ class GroupPolicyModule(LightningModule):
         self.eval_sampling = Sampling(max_completion_tokens, eval_temperature)
         self.minibatches_per_rollout = minibatches_per_rollout
         self.epochs_per_rollout = epochs_per_rollout
+        self.old_policy = OldPolicy(sampled=old_logprobs == "sampled", importance_cap=importance_cap)
         self.rollout_slots = rollout_slots
         self.release_rollout_memory = release_rollout_memory
         self.micro_batch_tokens = micro_batch_tokens
@@ -331,7 +349,13 @@ class GroupPolicyModule(LightningModule):
             ranks=self.trainer.world_size,
         )
         update = Update(
-            minibatches, self.loss, self.policy, self.reference, self.sampling.temperature, device=self.device
+            minibatches,
+            self.loss,
+            self.policy,
+            self.reference,
+            self.sampling.temperature,
+            device=self.device,
+            old_policy=self.old_policy,
         )
         for _ in range(self.epochs_per_rollout):
             for minibatch in minibatches:

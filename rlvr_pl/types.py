@@ -122,6 +122,7 @@ class LossInputs:
     advantages: Tensor  # (N,) float32
     mask: Tensor  # (N, T) bool
     ref_logprobs: Tensor | None = None  # (N, T) float32, log π_ref; only where a KL term asks for it
+    weights: Tensor | None = None  # (N, T) float32, of each token's policy loss; none where all are 1
 
     def __getitem__(self, rows: slice | Tensor) -> LossInputs:
         """Return the same inputs for some of the sequences."""
@@ -131,6 +132,7 @@ class LossInputs:
             self.advantages[rows],
             self.mask[rows],
             None if self.ref_logprobs is None else self.ref_logprobs[rows],
+            None if self.weights is None else self.weights[rows],
         )
 
 

@@ -126,11 +126,36 @@ def empty_micro_batch(rollout: Rollout, layout: Layout) -> MicroBatch:
     )
 
 
+@dataclass(frozen=True)
+class OldPolicy:
+    """Whose log-probabilities are π_old's, and what is made of the sampler's where they are not.
+
+    The sampler is the same policy, but it rounds otherwise. Its own log-probabilities cost nothing; scoring a rollout
+    again makes the ratio of an unchanged policy exactly 1.
+
+    Args:
+        sampled: take the sampler's.
+        importance_cap: C. Where π_old is scored again, each token's policy loss is weighted by min(π_old / π_sampled,
+            C), the truncated importance sampling of Yao et al., "Your Efficient RL Framework Secretly Brings You
+            Off-Policy RL Training" (2025). None weighs all alike.
+    """
+
+    sampled: bool = False
+    importance_cap: float | None = None
+
+    def weights(self, old_logprobs: Tensor, sampling_logprobs: Tensor) -> Tensor | None:
+        """Compute the weights of tokens, of the log-probabilities' shape."""
+        if self.importance_cap is None:
+            return None
+        return (old_logprobs - sampling_logprobs).exp().clamp(max=self.importance_cap)
+
+
 class Update:
     """The losses of a rollout's optimizer steps, and their diagnostics.
 
-    What an objective compares the policy with is scored here, before the first optimizer step: π_old of every minibatch
-    but the first, whose old log-probabilities are its own current ones when it is first asked for, and π_ref of all.
+    What an objective compares the policy with is scored here, before the first optimizer step: π_ref of every
+    minibatch, and π_old, unless the sampler's log-probabilities are taken for it, of all but the first, whose old
+    log-probabilities are its own current ones when it is first asked for.
 
     Args:
         minibatches: of the rollout, in the order in which they are asked for.
@@ -139,6 +164,7 @@ class Update:
         references: the reference policy where the objective needs one, else nothing.
         temperature: of the sampler.
         device: of the diagnostics.
+        old_policy: where π_old comes from.
     """
 
     def __init__(
@@ -149,8 +175,10 @@ class Update:
         references: Sequence[PreTrainedModel],
         temperature: float,
         device: torch.device,
+        old_policy: OldPolicy = OldPolicy(),  # frozen
     ) -> None:
         self.loss = loss
+        self.old_policy = old_policy
         self.policy = policy
         self.temperature = temperature
         self.stats = UpdateStats(device)
@@ -159,8 +187,8 @@ class Update:
         with torch.no_grad():
             for step, minibatch in enumerate(minibatches):
                 for micro_batch in minibatch.micro_batches:
-                    if step > 0:
-                        self._note_old(micro_batch, self._score(policy, micro_batch).logprobs)
+                    if step > 0 and not old_policy.sampled:
+                        self._note_first(micro_batch, self._score(policy, micro_batch).logprobs)
                     for reference in references:
                         self._ref_logprobs[micro_batch] = self._score(reference, micro_batch).logprobs
 
@@ -173,22 +201,26 @@ class Update:
         for micro_batch in minibatch.micro_batches:
             scores = self._score(self.policy, micro_batch)
             if micro_batch not in self._old_logprobs:
-                self._note_old(micro_batch, scores.logprobs)
+                self._note_first(micro_batch, scores.logprobs)
+            old_logprobs = self._old_logprobs[micro_batch]
             inputs = LossInputs(
                 scores.logprobs,
-                self._old_logprobs[micro_batch],
+                old_logprobs,
                 micro_batch.advantages,
                 micro_batch.mask,
                 self._ref_logprobs.get(micro_batch),
+                self.old_policy.weights(old_logprobs, micro_batch.sampling_logprobs),
             )
             output = self.loss(inputs)
             self.stats.add(inputs, output, scores.entropy)
             yield output.numerator
 
-    def _note_old(self, micro_batch: MicroBatch, logprobs: Tensor) -> None:
-        """Note log π_old of a micro-batch, (n, T): the log-probabilities of the first time that it is scored."""
-        self._old_logprobs[micro_batch] = logprobs.detach()
-        self.stats.add_mismatch(micro_batch, self._old_logprobs[micro_batch])
+    def _note_first(self, micro_batch: MicroBatch, logprobs: Tensor) -> None:
+        """Note log π_old of a micro-batch, given its log-probabilities, (n, T), when it is first scored."""
+        sampled = self.old_policy.sampled
+        self._old_logprobs[micro_batch] = micro_batch.sampling_logprobs if sampled else logprobs.detach()
+        if not sampled or not self.stats.grad_norms:  # later the policy is another than the sampler's
+            self.stats.add_mismatch(micro_batch, logprobs.detach())
 
     def _score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
         """Score a micro-batch under a policy: the same code and the same shapes for π_θ, π_old and π_ref."""

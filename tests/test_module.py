@@ -14,7 +14,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from rlvr_pl.losses import GSPO
+from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import LeanEngine
+from rlvr_pl.types import ConfigError
 from tests.helpers.plain_loop import (
     GROUP,
     LENGTHS,
@@ -280,6 +283,18 @@ def test_the_scheduler_steps_once_an_optimizer_step(model_folder: Path) -> None:
     )
     assert fitted.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 / 5)
     assert fitted.trainer.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"importance_cap": 0.5}, r"model\.importance_cap is 0\.5; it must be at least 1, or null"),
+        ({"importance_cap": 2.0, "old_logprobs": "sampled"}, r"model\.importance_cap .* set one or the other"),
+    ],
+)
+def test_an_old_policy_that_makes_no_sense_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GroupPolicyModule("embedded", GSPO(), **settings)  # type: ignore[arg-type]
 
 
 def test_the_reference_policy_is_the_initial_one_and_no_part_of_the_module(model_folder: Path) -> None:

@@ -18,7 +18,15 @@ from rlvr_pl.losses.policy_loss import PPOClip
 from rlvr_pl.losses.ratio import token
 from rlvr_pl.scoring import PackedGroups, Sequences, TokenScores
 from rlvr_pl.types import LossInputs, LossOutput, Rollout
-from rlvr_pl.update import MicroBatch, Minibatch, Update, UpdateStats, cut_into_minibatches, empty_micro_batch
+from rlvr_pl.update import (
+    MicroBatch,
+    Minibatch,
+    OldPolicy,
+    Update,
+    UpdateStats,
+    cut_into_minibatches,
+    empty_micro_batch,
+)
 
 torch.set_num_threads(1)
 
@@ -227,6 +235,46 @@ def test_pi_old_is_scored_before_the_first_step_but_for_the_first_minibatch_s(mo
     tokens = [int(minibatch.micro_batches[0].mask.sum()) for minibatch in (first, second)] * 2
     total = sum(math.exp(d) * n for d, n in zip(expected, tokens, strict=True)) / sum(tokens)
     assert update.stats.means()["ratio_mean"] == pytest.approx(total)
+
+
+def test_the_sampler_s_log_probabilities_as_pi_old_cost_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ratio is that to the sampler; its mismatch is counted while the policy is still the sampler's."""
+    scored = Scored()
+    monkeypatch.setattr(update_module, "score", scored)
+    first, second = minibatches_of(GRPO(beta=0.0), 2)
+    update = Update([first, second], GRPO(beta=0.0), "policy", [], 1.0, CPU, OldPolicy(sampled=True))  # type: ignore[arg-type]
+    assert scored.calls == []
+    for minibatch in (first, second):
+        list(update.losses(minibatch))
+        update.stats.add_step(1.0)
+    assert len(scored.calls) == 2
+    # The sampler's are 0 in the hand-made rollout, the policy's fall by one a call.
+    tokens = [int(minibatch.micro_batches[0].mask.sum()) for minibatch in (first, second)]
+    expected = sum(math.exp(-1 - call) * n for call, n in enumerate(tokens)) / sum(tokens)
+    assert update.stats.means()["ratio_mean"] == pytest.approx(expected)
+    assert update.stats.logprob_mismatch() == (1.0, 1.0), "of the first minibatch alone"
+
+
+def test_truncated_importance_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, sampling = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -2.0, -6.0]])
+    assert OldPolicy().weights(old, sampling) is None
+    weights = OldPolicy(importance_cap=2.0).weights(old, sampling)
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.tensor([[math.exp(0.5), 1.0, 2.0]]))
+    seen: list[LossInputs] = []
+
+    class Spy(GRPO):
+        def __call__(self, inputs: LossInputs) -> LossOutput:
+            seen.append(inputs)
+            return super().__call__(inputs)
+
+    monkeypatch.setattr(update_module, "score", Scored())
+    (minibatch,) = minibatches_of(Spy(beta=0.0), 1)
+    update = Update([minibatch], Spy(beta=0.0), "policy", [], 1.0, CPU, OldPolicy(importance_cap=2.0))  # type: ignore[arg-type]
+    list(update.losses(minibatch))
+    (inputs,) = seen
+    assert inputs.weights is not None
+    assert inputs.weights.unique().tolist() == pytest.approx([math.exp(-1)]), "the sampler's are 0, the policy's −1"
 
 
 # The diagnostics

@@ -66,6 +66,8 @@ class LossStrategy:
         """Compute the numerator of the loss over these sequences, with diagnostics."""
         policy = self.policy_loss(self.log_ratio(inputs), inputs.advantages.unsqueeze(1))
         loss, kl_ref = policy.loss, None
+        if inputs.weights is not None:
+            loss = loss * masked(inputs.weights, inputs.mask)
         if self.needs_reference:
             assert inputs.ref_logprobs is not None, "a KL term needs ref_logprobs"
             kl = self.kl(masked(inputs.ref_logprobs - inputs.logprobs, inputs.mask))

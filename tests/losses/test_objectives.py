@@ -261,6 +261,19 @@ def test_only_the_numerator_carries_a_gradient(objective: Objective) -> None:
     assert not output.kl_ref.requires_grad
 
 
+@pytest.mark.parametrize("pad", [9.0, math.inf, math.nan])
+def test_weights_multiply_each_token_s_policy_loss_and_leave_the_kl_term_alone(pad: float) -> None:
+    inputs = replace(hand_inputs(), weights=float64([2.0, 1.0, 0.5], [1.0, 2.0, pad]))
+    # Row 0: w is 1, 1.5 (clipped to 1.2) and 0.5. Row 1: 0.5 (clipped to 0.8) and 1.1.
+    policy = -(2 * 1 + 1.2 + 0.5 * 0.5) / 3 + (0.8 + 2 * 1.1) / 2
+    assert_close(loss_of(GRPO(beta=0), inputs), float64(policy)[0] / 2)
+    kl = loss_of(GRPO(beta=0.5), hand_inputs()) - loss_of(GRPO(beta=0), hand_inputs())
+    assert_close(loss_of(GRPO(beta=0.5), inputs), float64(policy)[0] / 2 + kl)
+    ratios = [(1 * 1.5 * 0.5) ** (1 / 3), (0.5 * 1.1) ** (1 / 2)]
+    expected = (-ratios[0] * (2 + 1 + 0.5) / 3 + ratios[1] * (1 + 2) / 2) / 2
+    assert_close(loss_of(GSPO(clip_low=0.9, clip_high=9.0), inputs), float64(expected)[0])
+
+
 # Identities
 
 
