@@ -6,7 +6,6 @@ again during the backward pass, passes it again. Without one the function is tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,7 +80,7 @@ AttentionMaskInterface.register(PACKED_GROUPS, sdpa_mask)
 def _by_length(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """Give each completion a copy of its prompt's keys: one kernel for all segments, whatever their lengths."""
     layout = packing.by_length
-    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))  # (S, heads, head size)
+    queries, keys, values = (_tokens_first(x) for x in (query, key, value))
     attended = varlen.varlen_attn(
         queries.contiguous(),
         keys[layout.keys],
@@ -100,18 +99,17 @@ def _by_length(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scal
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """Pad segments to equal lengths, and mask: slower, and the same on every device and in every precision."""
-    layout = packing.masked
-    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))  # (S, heads, head size)
+    queries, keys, values = (_tokens_first(x) for x in (query, key, value))
     repeats = queries.shape[1] // keys.shape[1]  # kernels take a mask or grouped heads, not both
-    attended = []
-    for block in layout.blocks:
-        q, k, v = queries[block.queries], keys[block.keys], values[block.keys]
-        k, v = (x.repeat_interleave(repeats, dim=2) for x in (k, v))
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        attended.append(
-            F.scaled_dot_product_attention(q, k, v, block.visible, scale=scale).transpose(1, 2).flatten(0, 1)
+    output = query.new_empty((packing.tokens + 1, queries.shape[1], values.shape[2]))
+    for block in packing.masked:
+        k, v = (_repeat(x[block.keys].transpose(1, 2), repeats) for x in (keys, values))
+        _put(
+            output,
+            block,
+            F.scaled_dot_product_attention(_segments(queries, block), k, v, block.visible, scale=scale),
         )
-    return torch.cat(attended)[layout.places].unsqueeze(0)
+    return output[:-1].unsqueeze(0)
 
 
 class _InParts(torch.autograd.Function):
@@ -124,22 +122,27 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-        q, k, v = (_rows(x, query) for x in (query, key, value))  # (S, heads, head size)
-        parts = [
-            _cpu_attention(*(_segments(x, block) for x in (q, k, v)), 0.0, True, scale=scale)
-            for block in packing.alone.blocks
-        ]
-        output, log_normalizer = (_tokens(part, packing) for part in zip(*parts, strict=True))
+        q, k, v = (_tokens_first(x) for x in (query, key, value))
+        repeats = q.shape[1] // k.shape[1]
+        output = q.new_empty((packing.tokens + 1, *q.shape[1:]))  # the last one takes the pads
+        log_normalizer = torch.empty_like(output[..., 0], dtype=_wide(q))
+        for block in packing.alone:
+            segments = (_segments(q, block), *(_repeat(_segments(x, block), repeats) for x in (k, v)))
+            for target, part in zip(
+                (output, log_normalizer), _cpu_attention(*segments, 0.0, True, scale=scale), strict=True
+            ):
+                _put(target, block, part)
         for group in packing.groups:
             if not group.completions:
                 continue
-            own, own_log = output[group.answers], log_normalizer[group.answers]
-            seen = (_heads(x) for x in (q[group.answers], k[group.prompt], v[group.prompt]))
-            prompt, prompt_log = (_tokens_of(x) for x in _cpu_attention(*seen, 0.0, False, scale=scale))
-            total = torch.logaddexp(own_log, prompt_log)
-            of_own, of_prompt = ((x - total).exp().unsqueeze(-1) for x in (own_log, prompt_log))
-            output[group.answers] = of_own * own + of_prompt * prompt
-            log_normalizer[group.answers] = total
+            answers, prompt = group.answers, group.prompt
+            seen = (_heads_first(q[answers]), *(_repeat(_heads_first(x[prompt]), repeats) for x in (k, v)))
+            of_prompt, prompt_log = (_tokens_first(x) for x in _cpu_attention(*seen, 0.0, False, scale=scale))
+            total = torch.logaddexp(log_normalizer[answers], prompt_log)
+            output[answers] *= (log_normalizer[answers] - total).exp().unsqueeze(-1)
+            output[answers] += (prompt_log - total).exp().unsqueeze(-1) * of_prompt
+            log_normalizer[answers] = total
+        output, log_normalizer = output[:-1], log_normalizer[:-1]
         ctx.save_for_backward(query, key, value, output, log_normalizer)
         ctx.packing, ctx.scale = packing, scale
         return output
@@ -149,48 +152,48 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, log_normalizer = ctx.saved_tensors
         packing: Packing = ctx.packing
-        q, k, v = (_rows(x, query) for x in (query, key, value))
-        known = (upstream, q, k, v, output)
-        parts = [
-            _cpu_attention_backward(
-                *(_segments(x, block) for x in known),
+        q, k, v = (_tokens_first(x) for x in (query, key, value))
+        repeats = q.shape[1] // k.shape[1]
+        gradients = [x.new_empty((packing.tokens + 1, *x.shape[1:])) for x in (q, k, v)]
+        for block in packing.alone:
+            parts = _cpu_attention_backward(
+                *(_segments(x, block) for x in (upstream, q)),
+                *(_repeat(_segments(x, block), repeats) for x in (k, v)),
+                _segments(output, block),
+                # A pad's query has no gradient: exp(score − ∞) = 0.
                 _segments(log_normalizer, block).masked_fill(block.pads.unsqueeze(1), torch.inf),
                 0.0,
                 True,
                 scale=ctx.scale,
             )
-            for block in packing.alone.blocks  # a pad's query has no gradient: exp(score − ∞) = 0
-        ]
-        d_q, d_k, d_v = (_tokens(part, packing) for part in zip(*parts, strict=True))
+            for target, part in zip(gradients, parts, strict=True):
+                _put(target, block, _sum_repeated(part, target.shape[1]))
         for group in packing.groups:
             if not group.completions:
                 continue
-            d_output, q_, out, log = (_heads(x[group.answers]) for x in (upstream, q, output, log_normalizer))
-            k_, v_ = (_heads(x[group.prompt]) for x in (k, v))
-            gradients = _cpu_attention_backward(
-                d_output, q_, k_, v_, out, log.contiguous(), 0.0, False, scale=ctx.scale
+            answers, prompt = group.answers, group.prompt
+            parts = _cpu_attention_backward(
+                *(_heads_first(x[answers]) for x in (upstream, q)),
+                *(_repeat(_heads_first(x[prompt]), repeats) for x in (k, v)),
+                _heads_first(output[answers]),
+                _heads_first(log_normalizer[answers]).contiguous(),
+                0.0,
+                False,
+                scale=ctx.scale,
             )
-            for total, place, gradient in zip(
-                (d_q, d_k, d_v), (group.answers, group.prompt, group.prompt), gradients, strict=True
-            ):
-                total[place] += _tokens_of(gradient)
-        d_k, d_v = (x.unflatten(1, (key.shape[1], -1)).sum(dim=2) for x in (d_k, d_v))
-        return *(_heads(x) for x in (d_q, d_k, d_v)), None, None
+            for target, place, part in zip(gradients, (answers, prompt, prompt), parts, strict=True):
+                target[place] += _tokens_first(_sum_repeated(part, target.shape[1]))
+        return *(_heads_first(x[:-1]) for x in gradients), None, None
 
 
-def _rows(x: Tensor, query: Tensor) -> Tensor:
-    """From (1, heads or kv heads, S, head size) to (S, heads, head size): each query head with its key head."""
-    return x[0].transpose(0, 1).repeat_interleave(query.shape[1] // x.shape[1], dim=1)
-
-
-def _heads(x: Tensor) -> Tensor:
-    """From (n, heads, …) to (1, heads, n, …), as kernels have it."""
-    return x.transpose(0, 1).unsqueeze(0)
-
-
-def _tokens_of(x: Tensor) -> Tensor:
-    """Back from (1, heads, n, …) to (n, heads, …)."""
+def _tokens_first(x: Tensor) -> Tensor:
+    """From (1, heads, n, …), as models and kernels have it, to (n, heads, …)."""
     return x[0].transpose(0, 1)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """Back from (n, heads, …) to (1, heads, n, …)."""
+    return x.transpose(0, 1).unsqueeze(0)
 
 
 def _segments(x: Tensor, block: Block) -> Tensor:
@@ -198,6 +201,20 @@ def _segments(x: Tensor, block: Block) -> Tensor:
     return x[block.queries].transpose(1, 2)
 
 
-def _tokens(parts: Sequence[Tensor], packing: Packing) -> Tensor:
-    """From the blocks' (segments, heads, Q, …) back to (S, heads, …)."""
-    return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])[packing.alone.places]
+def _put(target: Tensor, block: Block, x: Tensor) -> None:
+    """Write (segments, heads, Q, …) to its places in (S + 1, heads, …)."""
+    target.index_copy_(0, block.targets, x.transpose(1, 2).flatten(0, 1))
+
+
+def _repeat(x: Tensor, repeats: int) -> Tensor:
+    """Give each query head its key head: from (…, kv heads, Q, head size) to (…, heads, Q, head size)."""
+    return x.repeat_interleave(repeats, dim=1)
+
+
+def _sum_repeated(x: Tensor, heads: int) -> Tensor:
+    """Sum over what :func:`_repeat` has made of each head."""
+    return x if x.shape[1] == heads else x.unflatten(1, (heads, -1)).sum(dim=2)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from rlvr_pl.batching import batches_by_tokens
 
-_BLOCK_TOKENS = 4096  # pads included: few calls of a kernel, and few pads
+_BLOCK_TOKENS = 512  # pads included: many calls of a kernel cost time, and so do pads
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Block:
 
     queries: Tensor  # (segments, Q) int64, places in the row
     pads: Tensor  # (segments, Q) bool
+    targets: Tensor  # (segments · Q,) int64, the same places, with that behind the row's end for pads
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,6 @@ class MaskedBlock(Block):
 
     keys: Tensor  # (segments, K) int64, places in the row
     visible: Tensor  # (segments, 1, Q, K) bool; a pad sees something too, or it would be NaN
-
-
-BlockType = TypeVar("BlockType", bound=Block)
-
-
-@dataclass(frozen=True)
-class Blocks(Generic[BlockType]):
-    """All segments of the row."""
-
-    blocks: tuple[BlockType, ...]
-    places: Tensor  # (S,) int64: where each token of the row stands in the blocks, one behind the other
 
 
 class Packing:
@@ -111,43 +100,33 @@ class Packing:
         )
 
     @cached_property
-    def alone(self) -> Blocks[Block]:
+    def alone(self) -> list[Block]:
         """Each prompt and each completion by itself, those of like length together."""
         queries, _ = self._segments()
-        lengths = [len(segment) for segment in queries]
-        blocks, places = self._blocks(list(batches_by_tokens(lengths, _BLOCK_TOKENS)), queries)
-        return Blocks(tuple(Block(self._tensor(q), self._tensor(pads)) for q, pads in blocks), places)
+        batches = batches_by_tokens([len(segment) for segment in queries], _BLOCK_TOKENS)
+        return [Block(*map(self._tensor, self._block([queries[i] for i in rows]))) for rows in batches]
 
     @cached_property
-    def masked(self) -> Blocks[MaskedBlock]:
+    def masked(self) -> list[MaskedBlock]:
         """The prompts; and the completions, each with its prompt's keys before its own."""
         queries, keys = self._segments()
         is_prompt = [len(q) == len(k) for q, k in zip(queries, keys, strict=True)]
-        chosen = [[i for i, kind in enumerate(is_prompt) if kind == wanted] for wanted in (True, False)]
-        chosen = [rows for rows in chosen if rows]
-        padded, places = self._blocks(chosen, queries)
         blocks = []
-        for rows, (q, pads) in zip(chosen, padded, strict=True):
-            k, _ = _pad([keys[i] for i in rows])
-            visible = np.zeros((*q.shape, k.shape[1]), dtype=bool)
+        for kind in sorted(set(is_prompt)):
+            chosen = [(q, k) for q, k, this in zip(queries, keys, is_prompt, strict=True) if this == kind]
+            block = self._block([q for q, _ in chosen])
+            k, _ = _pad([k for _, k in chosen])
+            visible = np.zeros((*block[0].shape, k.shape[1]), dtype=bool)
             visible[..., 0] = True
-            for row, i in enumerate(rows):
-                n, m = len(queries[i]), len(keys[i])
+            for row, segment in enumerate(chosen):
+                n, m = map(len, segment)
                 visible[row, :n, :m] = np.tri(n, m, m - n, dtype=bool)
-            blocks.append(MaskedBlock(*(self._tensor(x) for x in (q, pads, k, visible[:, None]))))
-        return Blocks(tuple(blocks), places)
+            blocks.append(MaskedBlock(*map(self._tensor, (*block, k, visible[:, None]))))
+        return blocks
 
-    def _blocks(
-        self, chosen: Sequence[Sequence[int]], queries: Sequence[np.ndarray]
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], Tensor]:
-        """Pad some segments at a time; return their places with the pads, and where the row's tokens are in them."""
-        blocks, places, first = [], np.empty(self.tokens, dtype=np.int64), 0
-        for rows in chosen:
-            q, pads = _pad([queries[i] for i in rows])
-            blocks.append((q, pads))
-            places[q[~pads]] = first + np.flatnonzero(~pads)
-            first += q.size
-        return blocks, self._tensor(places)
+    def _block(self, segments: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        queries, pads = _pad(segments)
+        return queries, pads, np.where(pads, self.tokens, queries).ravel()
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
