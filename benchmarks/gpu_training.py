@@ -165,6 +165,7 @@ def training_step(
             precision=precision,
             prompt_tokens=90,
             completion_tokens=budget,
+            group_size=module.group_size,
             rollout_slots=min(256, completions),
             micro_batch_tokens=micro_batch_tokens,
             gradient_checkpointing=True,

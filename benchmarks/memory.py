@@ -24,6 +24,7 @@ RECIPE = {
     "precision": "bf16-mixed",
     "prompt_tokens": 512,  # data.max_prompt_tokens
     "completion_tokens": 1024,
+    "group_size": 8,
     "rollout_slots": 256,
     "micro_batch_tokens": 16384,
     "gradient_checkpointing": True,

@@ -31,9 +31,7 @@ TOKENS = 20
 WAITS_A_CUT = 1  # the lengths
 UPLOADS_A_CUT = 1  # the advantages
 UPLOADS_A_MICRO_BATCH = 2  # which rows, and where each of their tokens goes
-UPLOADS_MASKED = (
-    9  # at the first forward pass, for masked attention: four tensors for the prompts and the completions each, places
-)
+UPLOADS_MASKED = 10  # at the first forward pass, for masked attention: five tensors each for prompts and completions
 UPLOADS_BY_LENGTH = 2  # at the first forward pass, the bounds of segments, and where their keys are
 WAITS_A_ROLLOUT = 5  # what was written, the longest, and whether all is finite
 STEPS_A_WAIT = 8  # decode steps between two looks at which rows have ended
