@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlvr_pl.batching import batches_by_tokens
-from rlvr_pl.rollout.decoder import Decoder, Prefilled, reads_by_length
+from rlvr_pl.rollout.cache import KVCache, Prefilled, reads_by_length
+from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.engine import Progress, RolloutEngine
 from rlvr_pl.rollout.graphs import GraphedStep, Step
+from rlvr_pl.rollout.group_cache import GroupCache
 from rlvr_pl.rollout.rows import Rows
 from rlvr_pl.rollout.sampling import Sampling
 from rlvr_pl.rollout.weights import DecoderWeights, addresses, why_not_covered
@@ -136,17 +138,20 @@ class LeanEngine(RolloutEngine):
             raise ValueError(f"the longest sequence can need {call.columns} positions; the policy has {limit}")
         needed = (min(self.slots, call.sequences), whole_blocks(call.columns), call.sequences * call.budget)
         larger = tuple(map(max, needed, self.made))
-        if larger != self.made or self.weights.dtype != dtype or self.weights_at != addresses(self.policy):
-            self._make(dtype, *larger)
+        # Alone, a member gains nothing by sharing; a captured step needs tensors that stay where they are.
+        kind = KVCache if self.graphed or call.group_size == 1 else GroupCache
+        serves = larger == self.made and type(self.rows.cache) is kind and self.weights.dtype == dtype
+        if not serves or self.weights_at != addresses(self.policy):
+            self._make(dtype, kind, *larger)
         self.weights.refresh()
 
-    def _make(self, dtype: torch.dtype, slots: int, columns: int, places: int) -> None:
+    def _make(self, dtype: torch.dtype, kind: type[KVCache], slots: int, columns: int, places: int) -> None:
         self.release()  # the old memory is free before the new is taken, and this may be interrupted, or run out of it
         device = self.policy.device
         stop_ids = torch.tensor(self.stop_ids, dtype=torch.int64, device=device)
         self.weights, self.weights_at = DecoderWeights(self.policy, dtype), addresses(self.policy)
         self.decoder = Decoder(self.policy, self.weights, columns)
-        self.rows = Rows(self.decoder.make_cache(slots), places, stop_ids)
+        self.rows = Rows(self.decoder.make_cache(slots, kind), places, stop_ids)
         # No method: an engine in a cycle of references would keep its memory until that is found.
         self.step = partial(_step, self.decoder, self.rows, self.graphed)
         if self.graphed:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlvr_pl.rollout.cache import KVCache
-from rlvr_pl.rollout.decoder import Prefilled
+from rlvr_pl.rollout.cache import KVCache, Prefilled, fill_gaps
 from rlvr_pl.rollout.sampling import choose_tokens
 
 _UNWRITTEN = -1
@@ -58,7 +57,7 @@ class Rows:
         members = torch.tensor([i for i, group in enumerate(groups) for _ in group], device=device)
         first_place = torch.tensor([s * budget for group in groups for s in group], device=device)
         rows = slice(self.count, self.count + len(members))
-        self.cache.write_prompts(self.count, prompts.layers, members)
+        self.cache.write_prompts(self.count, prompts, members)
         self.position[rows] = prompts.lengths[members] - 1
         self.place[rows] = first_place
         self.last_place[rows] = first_place + budget - 1
@@ -84,11 +83,11 @@ class Rows:
         """Drop the ended rows and fill their places with the last of the live ones."""
         place, position = torch.stack((self.place, self.position))[:, : self.count].cpu()  # here the host waits
         ended = place == self.spare
-        left = self.count - int(ended.sum())
+        left, targets, sources = fill_gaps(ended)
         self.columns = int(position[~ended].max()) + 1 if left else 0
         if left < self.count:
-            targets, sources = ended[:left].nonzero().squeeze(1), left + (~ended[left:]).nonzero().squeeze(1)
             self.cache.move(sources.tolist(), targets.tolist(), self.columns)
+            self.cache.keep(left)
             targets, sources = targets.to(self.place.device), sources.to(self.place.device)
             for state in (self.token, self.position, self.place, self.last_place):
                 state[targets] = state[sources]

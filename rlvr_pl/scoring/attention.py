@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlvr_pl import cpu_attention
 from rlvr_pl.scoring.packing import Block, Packing
 from rlvr_pl.varlen import varlen_takes
 
@@ -25,9 +26,6 @@ PACKED_GROUPS = "rlvr_pl_packed_groups"
 
 # What some models ask of attention beyond a scale: a limit to what is seen, to the scores, or more to attend to.
 _NOT_COVERED = ("sliding_window", "softcap", "s_aux", "position_bias")
-
-_cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_cpu_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attend_in_groups(
@@ -129,7 +127,7 @@ class _InParts(torch.autograd.Function):
         for block in packing.alone:
             segments = (_segments(q, block), *(_repeat(_segments(x, block), repeats) for x in (k, v)))
             for target, part in zip(
-                (output, log_normalizer), _cpu_attention(*segments, 0.0, True, scale=scale), strict=True
+                (output, log_normalizer), cpu_attention.attention(*segments, 0.0, True, scale=scale), strict=True
             ):
                 _put(target, block, part)
         for group in packing.groups:
@@ -137,7 +135,7 @@ class _InParts(torch.autograd.Function):
                 continue
             answers, prompt = group.answers, group.prompt
             seen = (_heads_first(q[answers]), *(_repeat(_heads_first(x[prompt]), repeats) for x in (k, v)))
-            of_prompt, prompt_log = (_tokens_first(x) for x in _cpu_attention(*seen, 0.0, False, scale=scale))
+            of_prompt, prompt_log = (_tokens_first(x) for x in cpu_attention.attention(*seen, 0.0, False, scale=scale))
             total = torch.logaddexp(log_normalizer[answers], prompt_log)
             output[answers] *= (log_normalizer[answers] - total).exp().unsqueeze(-1)
             output[answers] += (prompt_log - total).exp().unsqueeze(-1) * of_prompt
@@ -156,7 +154,7 @@ class _InParts(torch.autograd.Function):
         repeats = q.shape[1] // k.shape[1]
         gradients = [x.new_empty((packing.tokens + 1, *x.shape[1:])) for x in (q, k, v)]
         for block in packing.alone:
-            parts = _cpu_attention_backward(
+            parts = cpu_attention.attention_backward(
                 *(_segments(x, block) for x in (upstream, q)),
                 *(_repeat(_segments(x, block), repeats) for x in (k, v)),
                 _segments(output, block),
@@ -172,7 +170,7 @@ class _InParts(torch.autograd.Function):
             if not group.completions:
                 continue
             answers, prompt = group.answers, group.prompt
-            parts = _cpu_attention_backward(
+            parts = cpu_attention.attention_backward(
                 *(_heads_first(x[answers]) for x in (upstream, q)),
                 *(_repeat(_heads_first(x[prompt]), repeats) for x in (k, v)),
                 _heads_first(output[answers]),

@@ -158,7 +158,7 @@ def test_an_update_on_a_gpu_whose_attention_reads_by_length(monkeypatch: pytest.
     monkeypatch.setattr(varlen, "varlen_attn", slow_varlen_attn)
     with simulated_gpu() as gpu:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-        monkeypatch.setattr("rlvr_pl.rollout.decoder.reads_by_length", lambda cache: False)
+        monkeypatch.setattr("rlvr_pl.rollout.cache.reads_by_length", lambda cache: False)
         update_of(gpu, beta=0.1, autocast=True, checkpointing=True, by_length=True)
 
 

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 
-from rlvr_pl.rollout import decoder as decoder_module
-from rlvr_pl.rollout.cache import KVCache
-from rlvr_pl.rollout.decoder import Decoder, reads_by_length
+from rlvr_pl.rollout import cache as cache_module
+from rlvr_pl.rollout.cache import KVCache, Prefilled, reads_by_length
+from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.weights import DecoderWeights, Linear, addresses, why_not_covered
 from tests.helpers.policies import FAMILIES, VOCABULARY, tiny_model
 from tests.helpers.varlen import slow_varlen_attn
@@ -69,7 +69,7 @@ def decoder_logits(decoder: Decoder, prompts: Tensor, completions: Tensor, even:
     rows, length = prompts.shape
     cache = decoder.make_cache(rows)
     prefilled = decoder.prefill(prompts, torch.full((rows,), length))
-    cache.write_prompts(0, prefilled.layers, torch.arange(rows))
+    cache.write_prompts(0, prefilled, torch.arange(rows))
     logits = [prefilled.logits]
     for t, tokens in enumerate(completions.unbind(dim=1)):
         logits.append(decoder.step(tokens, torch.full((rows,), length + t), cache, length + t + 1, even))
@@ -155,7 +155,7 @@ def logits_of_unequal_rows(decoder: Decoder, lengths: list[int], columns: int) -
     prompts = tokens[:, : max(lengths)]
     positions = torch.tensor(lengths)
     prefilled = decoder.prefill(prompts, positions)
-    cache.write_prompts(0, prefilled.layers, torch.arange(len(lengths)))
+    cache.write_prompts(0, prefilled, torch.arange(len(lengths)))
     logits = [prefilled.logits]
     for _ in range(STEPS):
         here = tokens.gather(1, positions.unsqueeze(1)).squeeze(1)
@@ -185,7 +185,7 @@ def test_attention_by_length_gives_what_masked_attention_gives(
     decoder = decoder_of(make("qwen3", "32-true", heads, kv_heads, initializer_range=0.15), columns=40)
     masked, masked_cache = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=40)
     calls = []
-    monkeypatch.setattr(decoder_module, "reads_by_length", lambda cache: True)
+    monkeypatch.setattr(cache_module, "reads_by_length", lambda cache: True)
     monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: calls.append(k) or slow_varlen_attn(*a, **k))
     # It reads what a row holds, so that too few columns do no harm.
     by_length, cache = logits_of_unequal_rows(decoder, [1, 9, 4, 7], columns=1)
@@ -295,8 +295,9 @@ def test_copies_in_the_cache_need_little_memory_beside_it() -> None:
     """A layer's worth at a time: with many layers, next to nothing."""
     cache = KVCache((6, 8, 10, 2, 4), torch.float32, torch.device("cpu"))
     prompts = torch.randn(6, 3, 7, 2, 4)
+    prefilled = Prefilled(torch.full((3,), 7), torch.zeros(3, 1), list(zip(prompts, prompts, strict=True)))
     with LargestResult() as largest:
-        cache.write_prompts(1, list(zip(prompts, prompts, strict=True)), torch.tensor([0, 0, 2, 1, 1]))
+        cache.write_prompts(1, prefilled, torch.tensor([0, 0, 2, 1, 1]))
     assert torch.equal(cache.keys[:, 1:6, :7], prompts[:, [0, 0, 2, 1, 1]])
     assert torch.equal(cache.values, cache.keys)
     assert largest.numel == 5 * 7 * 2 * 4

@@ -18,7 +18,7 @@ from rlvr_pl import rollout
 from rlvr_pl.losses import GSPO
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import GenerateEngine, LeanEngine, Progress, Sampling, choose_engine
-from rlvr_pl.rollout.decoder import reads_by_length
+from rlvr_pl.rollout.cache import reads_by_length
 from rlvr_pl.rollout.weights import why_not_covered
 from tests.helpers.engines import PROMPTS, STOP_IDS, assert_same, sample_with, uniforms
 from tests.helpers.policies import FAMILIES, VOCABULARY, make_tiny_policy, tiny_model
