@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.losses.kl import k3
-from rlvr_pl.scoring import Layout, Sequences, TokenScores, score
+from rlvr_pl.scoring import Layout, Sequences, score
 from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 
 
@@ -188,9 +188,9 @@ class Update:
             for step, minibatch in enumerate(minibatches):
                 for micro_batch in minibatch.micro_batches:
                     if step > 0 and not old_policy.sampled:
-                        self._note_first(micro_batch, self._score(policy, micro_batch).logprobs)
+                        self._note_first(micro_batch, self._logprobs(policy, micro_batch))
                     for reference in references:
-                        self._ref_logprobs[micro_batch] = self._score(reference, micro_batch).logprobs
+                        self._ref_logprobs[micro_batch] = self._logprobs(reference, micro_batch)
 
     def losses(self, minibatch: Minibatch) -> Iterator[Tensor]:
         """Compute the loss of a minibatch, a micro-batch at a time.
@@ -199,7 +199,7 @@ class Update:
             Numerators with gradient, scalar; they add up to the loss times its denominator over all ranks.
         """
         for micro_batch in minibatch.micro_batches:
-            scores = self._score(self.policy, micro_batch)
+            scores = score(self.policy, micro_batch.sequences, self.temperature)
             if micro_batch not in self._old_logprobs:
                 self._note_first(micro_batch, scores.logprobs)
             old_logprobs = self._old_logprobs[micro_batch]
@@ -212,6 +212,7 @@ class Update:
                 self.old_policy.weights(old_logprobs, micro_batch.sampling_logprobs),
             )
             output = self.loss(inputs)
+            assert scores.entropy is not None
             self.stats.add(inputs, output, scores.entropy)
             yield output.numerator
 
@@ -222,9 +223,9 @@ class Update:
         if not sampled or not self.stats.grad_norms:  # later the policy is another than the sampler's
             self.stats.add_mismatch(micro_batch, logprobs.detach())
 
-    def _score(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> TokenScores:
-        """Score a micro-batch under a policy: the same code and the same shapes for π_θ, π_old and π_ref."""
-        return score(policy, micro_batch.sequences, self.temperature)
+    def _logprobs(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> Tensor:
+        """Score a micro-batch under π_old or π_ref: by the code and in the shapes of π_θ, and without its entropy."""
+        return score(policy, micro_batch.sequences, self.temperature, with_entropy=False).logprobs
 
 
 class UpdateStats:

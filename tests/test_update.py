@@ -211,9 +211,11 @@ class Scored:
     """A policy that notes when it scores which rows, in the place of ``rlvr_pl.update.score``."""
 
     calls: list[tuple[str, list[int]]] = field(default_factory=list)
+    with_entropy: list[bool] = field(default_factory=list)
 
-    def __call__(self, policy: str, sequences: Sequences, temperature: float) -> TokenScores:
+    def __call__(self, policy: str, sequences: Sequences, temperature: float, with_entropy: bool = True) -> TokenScores:
         n, T = sequences.shape
+        self.with_entropy.append(with_entropy)
         self.calls.append((policy, sequences.targets.tolist()[:1]))
         return TokenScores(torch.full((n, T), -float(len(self.calls)), requires_grad=True), torch.zeros(n, T))
 
@@ -229,6 +231,7 @@ def test_pi_old_is_scored_before_the_first_step_but_for_the_first_minibatch_s(mo
         for minibatch in (first, second):
             list(update.losses(minibatch))
     assert scored.calls[3:] == [("policy", a), ("policy", b)] * 2
+    assert scored.with_entropy == [False] * 3 + [True] * 4  # of what learns alone, for it alone is logged
     update.stats.add_step(1.0)
     # The ratio is 1 where a minibatch is first seen on-policy; later the policy's score has fallen by one a call.
     expected = [0, (-5 - -2), (-6 - -4), (-7 - -2)]

@@ -1,7 +1,8 @@
 """From hidden states to log-probabilities and entropy, with the logits of a few positions at a time in memory.
 
-The loss of a token needs one number of its V logits, and so does the entropy; the gradient needs them all, and computes
-them once more. What stays from forward to backward are hidden states and a normalizer a token.
+The loss of a token needs one number of its V logits, and so does the entropy, for those who ask for it; the gradient
+needs them all, and computes them once more. What stays from forward to backward are hidden states and a normalizer a
+token.
 
 ::
 
@@ -25,8 +26,14 @@ CHUNK_LOGITS = 2**26
 
 
 def token_scores(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, half: bool
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    half: bool,
+    with_entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Score tokens under softmax((hidden Wᵀ + b) / temperature), in float32, or in float64 where the weights are.
 
     Products of numbers in half precision are exact in float32, and summed in it. Float32 numbers are multiplied as
@@ -39,45 +46,53 @@ def token_scores(
         targets: (tokens,) int64.
         temperature: of the sampler.
         half: whether float32 numbers may be multiplied as TF32, where the device can.
+        with_entropy: whether entropies are computed, which takes three more passes over all logits.
 
     Returns:
-        Log-probabilities of the targets (tokens,), with gradient, and entropies in nats (tokens,), without.
+        Log-probabilities of the targets (tokens,), with gradient, and entropies in nats (tokens,), without, or None.
     """
     wide = weight.dtype == torch.float64
     on_gpu = hidden.is_cuda and not wide
     tf32 = half and on_gpu
     if weight.dtype != hidden.dtype or not (wide or on_gpu):  # only CUDA multiplies halves into float32
         hidden, weight = (x.to(torch.float64 if wide else torch.float32) for x in (hidden, weight))
-    result: tuple[Tensor, Tensor] = _TokenScores.apply(hidden, weight, bias, targets, temperature, tf32)
+    result: tuple[Tensor, Tensor | None] = _TokenScores.apply(
+        hidden, weight, bias, targets, temperature, tf32, with_entropy
+    )
     return result
 
 
 class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, tf32: bool
-    ) -> tuple[Tensor, Tensor]:
-        scores: list[tuple[Tensor, Tensor, Tensor]] = []
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        tf32: bool,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        scores: list[tuple[Tensor, ...]] = []
         for chunk in _chunks(len(targets), len(weight)):
             with _tf32_where(tf32):
                 logits = _logits(hidden[chunk], weight, bias, temperature)
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            distribution = logits.sub_(normalizer)  # log π
-            chosen = distribution.gather(-1, targets[chunk].unsqueeze(-1)).squeeze(-1)
-            entropy = distribution.exp().mul_(distribution).sum(dim=-1).neg_()
-            scores.append((chosen, entropy, normalizer))
-        logprobs, entropies, normalizers = (torch.cat(parts) for parts in zip(*scores, strict=True))
+            logprobs = (logits.gather(-1, targets[chunk].unsqueeze(-1)) - normalizer).squeeze(-1)
+            scores.append((logprobs, normalizer, *([_entropy(logits, normalizer)] if with_entropy else [])))
+        logprobs, normalizers, *entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
         ctx.temperature, ctx.tf32 = temperature, tf32
-        ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+        ctx.mark_non_differentiable(*entropies)
+        return logprobs, entropies[0] if entropies else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         autocast = torch.autocast(upstream.device.type, enabled=False)  # it may be on where backward is called
         with autocast, _tf32_where(ctx.tf32):
-            return (*_gradients(upstream, ctx), None, None, None)
+            return (*_gradients(upstream, ctx), None, None, None, None)
 
 
 def _gradients(upstream: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -104,6 +119,12 @@ def _gradients(upstream: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None
         None if d_weight is None else d_weight.to(weight.dtype),
         None if d_bias is None else d_bias.to(bias.dtype),
     )
+
+
+def _entropy(logits: Tensor, normalizer: Tensor) -> Tensor:
+    """(chunk,); the logits are written over."""
+    log_distribution = logits.sub_(normalizer)
+    return log_distribution.exp().mul_(log_distribution).sum(dim=-1).neg_()
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:

@@ -18,10 +18,10 @@ class TokenScores:
     """Scores of each completion token, (n, T), 0 on pads."""
 
     logprobs: Tensor  # float32 (float64 of a policy in float64), with gradient where it is enabled
-    entropy: Tensor  # of the next-token distribution in nats, without gradient
+    entropy: Tensor | None  # of the next-token distribution in nats, without gradient, where it was asked for
 
 
-def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenScores:
+def score(policy: PreTrainedModel, sequences: Sequences, temperature: float, with_entropy: bool = True) -> TokenScores:
     """Compute the log-probabilities of the completion tokens under the tempered policy, and its entropy there.
 
     The body runs under whatever autocast is active. The output embedding and the softmax run in float32, for GSPO's
@@ -37,6 +37,7 @@ def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> 
         policy: a causal language model with an output embedding.
         sequences: n of them, with T completion tokens at most.
         temperature: of the sampler, which the scored distribution must share.
+        with_entropy: whether the entropy is wanted.
     """
     # Autocast keeps its casts of the weights for as long as the outermost context lasts, here a whole training step:
     # one made under no_grad has no gradient, and one made before an optimizer step is stale.
@@ -46,13 +47,13 @@ def score(policy: PreTrainedModel, sequences: Sequences, temperature: float) -> 
     half = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != torch.float32
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         logprobs, entropy = token_scores(
-            hidden, head.weight, getattr(head, "bias", None), sequences.targets, temperature, half
+            hidden, head.weight, getattr(head, "bias", None), sequences.targets, temperature, half, with_entropy
         )
     n, T = sequences.shape
     zeros = logprobs.new_zeros(n * T)
     return TokenScores(
         logprobs=zeros.index_copy(0, sequences.places, logprobs).view(n, T),
-        entropy=zeros.index_copy(0, sequences.places, entropy).view(n, T),
+        entropy=None if entropy is None else zeros.index_copy(0, sequences.places, entropy).view(n, T),
     )
 
 

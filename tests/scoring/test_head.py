@@ -43,6 +43,17 @@ def test_values_and_gradients_are_those_of_autograd(
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-13)
 
 
+def test_without_entropies_the_log_probabilities_are_the_same_bits() -> None:
+    tensors = inputs()
+    expected, _ = token_scores(*tensors, 0.7, half=False)
+    actual, entropy = token_scores(*tensors, 0.7, half=False, with_entropy=False)
+    assert entropy is None
+    assert torch.equal(actual, expected)
+    upstream = torch.randn(TOKENS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, wanted = (torch.autograd.grad(x, tensors[:3], upstream) for x in (actual, expected))
+    assert all(map(torch.equal, found, wanted))
+
+
 @pytest.mark.parametrize("learns", ["hidden", "weight", "bias"])
 def test_what_is_frozen_gets_no_gradient(learns: str) -> None:
     tensors = dict(zip(("hidden", "weight", "bias", "targets"), inputs(), strict=True))
