@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from rlvr_pl.compare.plan import Comparison
-from rlvr_pl.run.comparison import DATA, FIGURES, SEED_OFFSET
+from rlvr_pl.run.comparison import DATA, FIGURES, MARGIN, SEED_OFFSET
 from rlvr_pl.run.configuration import Flat, belongs_to_a_run, flatten
 from rlvr_pl.types import ConfigError
 
@@ -80,6 +80,7 @@ def _checked(values: Any) -> Comparison:
         processes=processes or len(devices or [0]),
         devices=None if devices is None else tuple(devices),
         allow_unequal_budgets=unequal,
+        margin=_margin(values.get("margin", MARGIN)),
     )
 
 
@@ -93,6 +94,12 @@ def check_parallel(processes: Any, devices: Any) -> None:
         raise ConfigError(f"processes is {processes!r}; it must be a number of at least 1")
     if devices is not None and not (isinstance(devices, list) and devices and all(map(_is_count, devices))):
         raise ConfigError(f"devices is {devices!r}; it must be a list of GPU numbers, such as [0, 1], or null")
+
+
+def _margin(margin: Any) -> float:
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin <= 100:
+        raise ConfigError(f"margin is {margin!r}; it must be a number of points of accuracy, such as {MARGIN}")
+    return float(margin)
 
 
 def _is_count(value: Any) -> bool:

@@ -59,10 +59,11 @@ class Comparison:
         overrides: of every arm; dotted keys of fit.
         arms: each arm's own, which come after them. ``seed_offset`` is no key of fit: it is added to the arm's seeds.
         seeds: of each arm; one seed gives every arm the same initial weights, prompts, order and noise, unless the arm
-            has a ``seed_offset``: the same arm twice with different seeds is an A/A study, which must find nothing.
+            has a ``seed_offset``: the same arm twice with different seeds is an A/A study.
         processes: how many runs at a time.
         devices: the GPUs that they are dealt out to; None leaves the choice to each run.
         allow_unequal_budgets: arms may differ in their rollouts and samples.
+        margin: points of accuracy under which two arms count as equivalent.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Comparison:
     processes: int
     devices: tuple[int, ...] | None
     allow_unequal_budgets: bool
+    margin: float
 
     def runs(self, only: Sequence[str] = ()) -> list[Run]:
         """List the runs in their order, all arms of a seed side by side, so that what is done first can be compared.

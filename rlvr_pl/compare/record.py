@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from rlvr_pl.compare.plan import Comparison, Run
-from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, read_comparison, seed_of
+from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, MARGIN, read_comparison, seed_of
 from rlvr_pl.run.configuration import Flat, settings_of
 from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.lock import locked
@@ -39,6 +39,7 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
             "arms": arms,
             "seeds": list(seeds),
             "allow_unequal_budgets": comparison.allow_unequal_budgets,
+            "margin": comparison.margin,
             "resolved": {arm: resolved.get(arm) or old["resolved"][arm] for arm in arms},
         }
         with whole_file(comparison.folder / COMPARISON_FILE) as file:
@@ -57,6 +58,11 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
         raise ConfigError(
             f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE}, so that their "
             "settings are unknown. Give the comparison another folder"
+        )
+    if old is not None and present and (declared := old.get("margin", MARGIN)) != comparison.margin:
+        raise ConfigError(
+            f"margin is {comparison.margin:g}, and was declared as {declared:g} before the runs in "
+            f"{comparison.folder}. Leave it, or give the comparison another folder"
         )
     changes: dict[str, list[str]] = {}  # difference: the arms that have it
     for arm in dict.fromkeys(run.arm for run in present):

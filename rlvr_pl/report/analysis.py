@@ -21,9 +21,9 @@ from rlvr_pl.report.statistics import (
     compare_pair,
     format_and_reasoning,
     gain,
-    holm,
     interquartile_mean,
     mean_accuracy,
+    without_test,
 )
 from rlvr_pl.report.study import Study
 
@@ -61,8 +61,7 @@ class PairResult:
     b: str
     metric: str
     seeds: list[int]
-    comparison: PairedComparison
-    holm: float  # p-value, corrected over the pairs of this metric
+    comparison: PairedComparison  # corrected over the pairs of this metric; without p and intervals while runs go on
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def analyse(study: Study) -> Analysis:
         study,
         outcomes,
         [_arm(outcomes, arm) for arm in outcomes.arms if usable],
-        [pair for metric in METRICS for pair in _pairs(outcomes, metric) if usable],
+        [pair for metric in METRICS for pair in _pairs(outcomes, metric, study.interim) if usable],
         _efficiency(study),
         _flips(outcomes),
     )
@@ -119,7 +118,7 @@ def _arm(outcomes: Outcomes, arm: str) -> ArmResult:
     return ArmResult(arm, outcomes.seeds[arm], scores, split)
 
 
-def _pairs(outcomes: Outcomes, metric: str) -> list[PairResult]:
+def _pairs(outcomes: Outcomes, metric: str, interim: bool) -> list[PairResult]:
     common = {
         (a, b): sorted(set(outcomes.seeds[a]) & set(outcomes.seeds[b])) for a, b in combinations(outcomes.arms, 2)
     }
@@ -128,9 +127,9 @@ def _pairs(outcomes: Outcomes, metric: str) -> list[PairResult]:
     for (a, b), seeds in common.items():
         of_a = outcomes.final[a, metric][outcomes.rows(a, seeds)]
         of_b = outcomes.final[b, metric][outcomes.rows(b, seeds)]
-        found.append((a, b, seeds, compare_pair(of_a, of_b, pairs=len(common))))
-    corrected = holm([comparison.p_value for *_, comparison in found])
-    return [PairResult(a, b, metric, s, c, p) for (a, b, s, c), p in zip(found, corrected, strict=True)]
+        comparison = compare_pair(of_a, of_b, pairs=len(common))
+        found.append(PairResult(a, b, metric, seeds, without_test(comparison) if interim else comparison))
+    return found
 
 
 def _efficiency(study: Study) -> list[Efficiency]:
@@ -220,12 +219,13 @@ def tidy_pairs(analysis: Analysis) -> pd.DataFrame:
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
+                "simultaneous_low": pair.comparison.simultaneous.low,
+                "simultaneous_high": pair.comparison.simultaneous.high,
                 "p": pair.comparison.p_value,
-                "p_holm": pair.holm,
+                "p_corrected": pair.comparison.corrected_p_value,
                 "probability_of_improvement": improvement.value,
                 "improvement_low": improvement.low,
                 "improvement_high": improvement.high,
-                "detectable": pair.comparison.detectable,
             }
         )
     return pd.DataFrame(rows)

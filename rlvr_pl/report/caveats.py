@@ -11,7 +11,7 @@ import pandas as pd
 
 from rlvr_pl.report.outcomes import Outcomes
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import listed
+from rlvr_pl.report.wording import listed, points
 from rlvr_pl.run.configuration import updates_per_rollout
 
 FEW_SEEDS = 5
@@ -39,6 +39,7 @@ def find_caveats(study: Study, outcomes: Outcomes) -> list[Caveat]:
         *_unequal_budgets(study),
         *_unfinished(study),
         *_few_seeds(study, outcomes),
+        *_undeclared_margin(study),
         *_ceiling_or_floor(outcomes),
         *_chosen_on_val(outcomes),
         *_mixed_environments(study),
@@ -165,6 +166,15 @@ def _few_seeds(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
             f"Fewer than {FEW_SEEDS} seeds",
             f"Finished runs: {counts}. How much runs differ among themselves is then poorly known, and intervals are "
             f"wide or missing.{two}",
+        )
+
+
+def _undeclared_margin(study: Study) -> Iterator[Caveat]:
+    if len(study.arms) > 1 and "margin" not in study.comparison:
+        yield Caveat(
+            "The margin was not declared",
+            f"That arms are equivalent means within ±{points(study.margin)} points, which is the default. Nothing in "
+            "the folder says that it was chosen before the runs.",
         )
 
 

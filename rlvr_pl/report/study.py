@@ -7,6 +7,7 @@ its runs, and a run's seed is what its configuration says.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from rlvr_pl.report.run_files import RECORD_COLUMNS, read_evaluation, read_scalars
-from rlvr_pl.run.comparison import SEED_OFFSET, read_comparison, seed_of
+from rlvr_pl.run.comparison import MARGIN, SEED_OFFSET, read_comparison, seed_of
 from rlvr_pl.run.configuration import flatten, read_config, samples_per_rollout, settings_of, updates_per_rollout
 from rlvr_pl.run.folder import BEST_MODEL, CONFIG, EVALUATIONS, RUN_FILE
 from rlvr_pl.run.records import find_records
@@ -56,6 +57,21 @@ class Study:
     def finished(self) -> pd.DataFrame:
         """The rows of ``runs`` that final statistics may use."""
         return self.runs[self.runs.state == "finished"]
+
+    @property
+    def interim(self) -> bool:
+        """Whether a run is still to finish; one that has failed is not waited for."""
+        return not bool(self.runs.state.isin(("finished", "failed")).all())
+
+    @property
+    def failed(self) -> Counter[str]:
+        """The number of failed runs of each arm."""
+        return Counter(self.runs.loc[self.runs.state == "failed", "arm"])
+
+    @property
+    def margin(self) -> float:
+        """The difference in accuracy, in 0…1, under which arms count as equivalent."""
+        return float(self.comparison.get("margin", MARGIN)) / 100
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rlvr_pl.report.analysis import BUDGETS, Analysis
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.statistics import BudgetToReach
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import MISSING, amount, p_value, points, with_interval
+from rlvr_pl.report.wording import MISSING, amount, p_value, with_interval
 from rlvr_pl.run.folder import CONFIG
 
 BUDGET_NAMES = {"samples": "samples", "completion_tokens": "tokens", "train_seconds": "seconds"}
@@ -85,19 +85,24 @@ def pair_table(analysis: Analysis) -> Table:
                 pair.metric,
                 str(len(pair.seeds)),
                 with_interval(comparison.difference, signed=True),
+                with_interval(comparison.simultaneous, signed=True).partition(" ")[2] or MISSING,
                 p_value(comparison.p_value),
-                p_value(pair.holm),
+                p_value(comparison.corrected_p_value),
                 with_interval(comparison.probability_of_improvement),
-                points(comparison.detectable),
             ]
         )
     caption = (
-        "Differences in final accuracy, in points, paired over seeds and questions, with 95 % intervals. p (Holm): "
-        "corrected over the pairs. P(better): probability in percent that a run of the first beats one of the second. "
-        "Detectable: the smallest true difference, in points, that these runs would have found with 80 % power, Holm's "
-        "correction included."
+        "Differences in final accuracy, in points, paired over seeds and questions, with 95 % intervals, for new seeds "
+        "and new questions. All pairs: intervals that hold together with 95 %, and p corrected likewise (Bonferroni); "
+        "the verdict stands on these. P(better): probability in percent that a run of the first beats one of the "
+        "second, on these questions."
     )
-    columns = ["pair", "accuracy", "seeds", "difference", "p", "p (Holm)", "P(better)", "detectable"]
+    if analysis.study.interim:
+        caption += (
+            " Intervals and p-values come with the last run: who looks while runs go on, and may stop, finds "
+            "differences that are none."
+        )
+    columns = ["pair", "accuracy", "seeds", "difference", "all pairs", "p", "p, all pairs", "P(better)"]
     return Table(caption, columns, rows, labels=2)
 
 
@@ -116,7 +121,8 @@ def efficiency_table(analysis: Analysis) -> Table:
     ]
     caption = (
         "What it took to reach an accuracy on val (strict): the median over runs, linear between evaluations; in "
-        "brackets the runs that reached it, where not all did. Area: mean val accuracy over the rollouts, in percent."
+        "brackets the runs that reached it, where not all did. Seconds also measure what else the machine did. Area: "
+        "mean val accuracy over the rollouts, in percent."
     )
     return Table(caption, columns, rows)
 

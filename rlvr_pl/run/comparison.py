@@ -23,6 +23,7 @@ REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
 FIGURES, DATA = "figures", "data"
 _SEED = "seed_"
 
+MARGIN = 2.0  # points of accuracy under which arms count as equivalent, unless the comparison says otherwise
 SEED_OFFSET = "seed_offset"  # of an arm in comparison.yaml: what is added to its seeds; no key of fit
 
 

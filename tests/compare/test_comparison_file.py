@@ -44,6 +44,8 @@ from tests.helpers.comparisons import plan
         ({"base": "quickstart.yaml"}, "base is 'quickstart.yaml'; it must be a list"),
         ({"processes": 0}, "processes is 0; it must be a number of at least 1"),
         ({"devices": ["cuda:0"]}, r"devices is \['cuda:0'\]; it must be a list of GPU numbers"),
+        ({"margin": 0}, r"margin is 0; it must be a number of points of accuracy, such as 2\.0"),
+        ({"margin": "2 %"}, "margin is '2 %'"),
         ({"allow_unequal_budgets": "yes"}, "allow_unequal_budgets is 'yes'; it must be true or false"),
     ],
 )

@@ -47,6 +47,20 @@ def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) 
     assert (tmp_path / "runs" / "comparison.yaml").read_text() == before
 
 
+def test_the_margin_is_declared_before_the_first_run(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison, comparison.resolve())
+    declared = plan(tmp_path, margin=1.5)
+    begin(declared, declared.resolve())  # nothing has been run yet
+    record = read_comparison(tmp_path / "runs")
+    assert record is not None
+    assert record["margin"] == 1.5
+    touch_checkpoint(comparison.runs()[0])
+    begin(declared, declared.resolve())
+    with pytest.raises(ConfigError, match=r"margin is 2, and was declared as 1\.5 before the runs in .*another folder"):
+        begin(comparison, comparison.resolve())
+
+
 def test_only_the_arms_that_have_runs_are_bound(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
     begin(comparison, comparison.resolve())

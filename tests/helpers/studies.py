@@ -226,6 +226,7 @@ def write_plan(root: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
         "overrides": {},
         "arms": {arm: {"model.loss": arm} for arm in arms},
         "seeds": list(seeds),
+        "margin": 2.0,
         "resolved": {arm: CONFIG | LOSSES.get(arm, {}) for arm in arms},
     }
     (root / "comparison.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")

@@ -184,6 +184,14 @@ def test_runs_that_answered_other_questions(sound: tuple[Study, Outcomes]) -> No
     assert caveat == Caveat("Not every run answered the same questions", "A/seed_0: lacks some. A/seed_1: lacks more.")
 
 
+def test_an_undeclared_margin(sound: tuple[Study, Outcomes]) -> None:
+    study, outcomes = sound
+    (caveat,) = find_caveats(replace(study, comparison={}), outcomes)
+    assert caveat.title == "The margin was not declared"
+    assert "±2.0 points" in caveat.text
+    assert find_caveats(replace(study, comparison={}, arms=study.arms[:1]), outcomes) == []
+
+
 @pytest.mark.parametrize(
     ("accuracy", "expected"),
     [(0.94, []), (0.95, ["Accuracy at the ceiling"]), (0.06, []), (0.05, ["Accuracy at the floor"])],

@@ -21,7 +21,7 @@ from rlvr_pl.report import figures, tables
 from rlvr_pl.report.analysis import Analysis, PairResult, analyse, tidy_summary
 from rlvr_pl.report.examples import find_examples
 from rlvr_pl.report.page import write_report
-from rlvr_pl.report.statistics import Estimate, PairedComparison, compare_pair, holm, mean_accuracy
+from rlvr_pl.report.statistics import Estimate, PairedComparison, compare_pair, mean_accuracy
 from rlvr_pl.report.study import load_study
 from rlvr_pl.report.verdict import verdict
 from rlvr_pl.report.wording import p_value, points, with_interval
@@ -85,9 +85,9 @@ def test_a_pair_by_hand(analysis: Analysis) -> None:
     assert row[0] == "GSPO − DrGRPO"
     assert row[3] == with_interval(expected.difference, signed=True)
     assert row[3].startswith("+33.3 [")
-    assert row[4] == row[5] == p_value(expected.p_value)
-    assert row[6].startswith("88.9 [")
-    assert row[7] == points(expected.detectable)
+    assert f"{points(expected.difference.value, signed=True)} {row[4]}" == row[3]  # of one pair they are the same
+    assert row[5] == row[6] == p_value(expected.p_value)
+    assert row[7].startswith("88.9 [")
 
 
 def test_efficiency_by_hand(analysis: Analysis) -> None:
@@ -150,11 +150,12 @@ def test_the_summary_is_tidy(small: Path, analysis: Analysis) -> None:
 # The verdict
 
 
-def with_pairs(analysis: Analysis, *pairs: tuple[str, str, Estimate, float, float]) -> Analysis:
-    adjusted = holm([p for *_, p, _ in pairs])
+def with_pairs(analysis: Analysis, *pairs: tuple[str, str, Estimate, float]) -> Analysis:
+    """Pairs by their simultaneous intervals and their corrected p-values."""
+    unused = Estimate(0.5, 0.1, 0.9)
     results = [
-        PairResult(a, b, "strict", [0, 1, 2], PairedComparison(difference, p, Estimate(0.5, 0.1, 0.9), detectable), q)
-        for (a, b, difference, p, detectable), q in zip(pairs, adjusted, strict=True)
+        PairResult(a, b, "strict", [0, 1, 2], PairedComparison(unused, difference, 0.5, p, unused))
+        for a, b, difference, p in pairs
     ]
     return replace(analysis, pairs=results)
 
@@ -164,48 +165,61 @@ def plain(text: str) -> str:
 
 
 def test_verdict_of_a_win(analysis: Analysis) -> None:
-    won = with_pairs(analysis, ("GSPO", "DrGRPO", Estimate(0.023, 0.011, 0.035), 0.004, 0.02))
+    won = with_pairs(analysis, ("GSPO", "DrGRPO", Estimate(0.023, 0.011, 0.035), 0.004))
     assert plain(verdict(won)) == (
-        "In final test accuracy GSPO beat DrGRPO by 2.3 points (95 % interval 1.1 to 3.5; p = .004)."
+        "In final test accuracy, GSPO beat DrGRPO by 2.3 points (95 % interval 1.1 to 3.5; p = .004)."
     )
-    lost = with_pairs(analysis, ("GSPO", "DrGRPO", Estimate(-0.023, -0.035, -0.011), 1e-5, 0.02))
+    lost = with_pairs(analysis, ("GSPO", "DrGRPO", Estimate(-0.023, -0.035, -0.011), 1e-5))
     assert plain(verdict(lost)) == (
-        "In final test accuracy DrGRPO beat GSPO by 2.3 points (95 % interval 1.1 to 3.5; p < .001)."
+        "In final test accuracy, DrGRPO beat GSPO by 2.3 points (95 % interval 1.1 to 3.5; p < .001)."
     )
 
 
 def test_verdict_of_three_arms(analysis: Analysis) -> None:
-    """Holm: .02 · 3 = .06 is no win, though .02 alone would be."""
-    level = Estimate(0.01, -0.02, 0.04)
+    """Better, equivalent or undecided, by where the interval lies; better comes first, however little it is."""
+    wide, narrow = Estimate(0.01, -0.02, 0.04), Estimate(-0.004, -0.017, 0.009)
     mixed = with_pairs(
         analysis,
-        ("A", "B", level, 0.5, 0.031),
-        ("A", "C", Estimate(0.05, 0.03, 0.07), 0.001, 0.02),
-        ("B", "C", level, 0.3, 0.042),
+        ("A", "B", narrow, 0.5),
+        ("A", "C", Estimate(0.05, 0.03, 0.07), 0.003),
+        ("B", "C", wide, 0.3),
     )
     assert plain(verdict(mixed)) == (
-        "In final test accuracy A beat C by 5.0 points (95 % interval 3.0 to 7.0; p = .003 after Holm’s correction); "
-        "no difference was found between A and B nor between B and C: a difference of 4.2 points or more would have "
-        "been found (with 80 % power)."
+        "In final test accuracy, A beat C by 5.0 points (95 % interval 3.0 to 7.0; p = .003, both for all pairs); "
+        "A and B (−0.4 [−1.7, +0.9]) are equivalent within ±2.0 points; B and C (+1.0 [−2.0, +4.0]) are undecided."
     )
-    none = with_pairs(
-        analysis, ("A", "B", level, 0.02, 0.031), ("A", "C", level, 0.5, 0.02), ("B", "C", level, 1, 0.01)
-    )
+    none = with_pairs(analysis, ("A", "B", wide, 1), ("A", "C", wide, 0.5), ("B", "C", Estimate(0, 0, 0), 1))
     assert plain(verdict(none)) == (
-        "No difference found between A, B and C in final test accuracy: a difference of 3.1 points or more would have "
-        "been found (with 80 % power)."
+        "In final test accuracy, B and C (0.0 [0.0, 0.0]) are equivalent within ±2.0 points; "
+        "A and B (+1.0 [−2.0, +4.0]) as well as A and C (+1.0 [−2.0, +4.0]) are undecided."
+    ).replace("(0.0 [0.0, 0.0])", "(+0.0 [+0.0, +0.0])")
+    strict = replace(none, study=replace(none.study, comparison={"margin": 5}))
+    assert "as well as B and C (+0.0 [+0.0, +0.0]) are equivalent within ±5.0 points." in plain(verdict(strict))
+    small = with_pairs(analysis, ("A", "B", Estimate(0.005, 0.001, 0.009), 0.01))
+    assert "A beat B by 0.5 points" in verdict(small)
+
+
+def test_no_arm_is_better_where_another_lost_more_of_its_runs(analysis: Analysis) -> None:
+    runs = analysis.study.runs.copy()
+    runs.loc[(runs.arm == "DrGRPO") & (runs.seed == 2), "state"] = "failed"
+    won = with_pairs(analysis, ("GSPO", "DrGRPO", Estimate(0.023, 0.011, 0.035), 0.004))
+    assert plain(verdict(replace(won, study=replace(won.study, runs=runs)))) == (
+        "In final test accuracy, GSPO and DrGRPO (+2.3 [+1.1, +3.5]) cannot be compared, for not as many runs failed: "
+        "0 of GSPO and 1 of DrGRPO."
     )
+    runs.loc[(runs.arm == "GSPO") & (runs.seed == 1), "state"] = "failed"
+    assert "GSPO beat DrGRPO" in verdict(replace(won, study=replace(won.study, runs=runs)))
 
 
 def test_verdict_while_runs_go_on(analysis: Analysis) -> None:
     runs = analysis.study.runs.copy()
     runs.loc[0, "state"] = "training"
     going = replace(
-        with_pairs(analysis, ("A", "B", Estimate(0, -0.1, 0.1), 1, 0.15)), study=replace(analysis.study, runs=runs)
+        with_pairs(analysis, ("A", "B", Estimate(0.3, 0.2, 0.4), 1e-5)), study=replace(analysis.study, runs=runs)
     )
     assert plain(verdict(going)) == (
-        "So far, with 5 of 6 runs finished: no difference found between A and B in final test accuracy: a difference "
-        "of 15.0 points or more would have been found (with 80 % power)."
+        "No verdict yet: 5 of 6 runs have finished (GSPO 75.0 % and DrGRPO 41.7 % test accuracy), and who looks before "
+        "the end finds differences that are none."
     )
     assert verdict(replace(going, arms=[])) == (
         "No verdict yet: none of the 6 runs has finished with both its first and its last evaluation."
@@ -336,11 +350,8 @@ def test_the_page_says_what_the_tables_say(page: str, analysis: Analysis) -> Non
 
 def test_markdown_says_the_same_and_its_links_lead_somewhere(small: Path, analysis: Analysis) -> None:
     text = (small / "report.md").read_text(encoding="utf-8")
-    assert verdict(analysis) in text
-    for row in tables.pair_table(analysis).rows:
-        assert (
-            "| " + " | ".join(cell.replace("[", r"\[").replace("]", r"\]").replace("<", r"\<") for cell in row) in text
-        )
+    for line in (verdict(analysis), *("| " + " | ".join(row) for row in tables.pair_table(analysis).rows)):
+        assert line.replace("[", r"\[").replace("]", r"\]").replace("<", r"\<") in text
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     assert len(targets) > 20
     assert [target for target in targets if not (small / target).is_file()] == []
