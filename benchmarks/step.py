@@ -180,6 +180,7 @@ class TRL:
     def __init__(self, case: Case, replay: Replay, micro_batch: int, tuned: bool, folder: Path) -> None:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
+        from trl.trainer.utils import add_fused_lm_head
 
         self.name = f"TRL, tuned, {micro_batch} rows" if tuned else "TRL"
         self.case, self.replay = case, replay
@@ -192,7 +193,6 @@ class TRL:
             steps_per_generation=accumulation * case.minibatches,
             num_generations=case.group,
             max_completion_length=BUDGET,
-            beta=case.beta,
             loss_type="grpo",
             scale_rewards="group",
             learning_rate=LEARNING_RATE,
@@ -223,8 +223,9 @@ class TRL:
             processing_class=load_tokenizer("embedded"),
             rollout_func=rollout_func,
         )
-        if case.beta:
-            self.trainer.ref_model = case.policy().eval()
+        if case.beta:  # given to the constructor, it would look for the reference by the policy's name
+            self.trainer.beta, self.trainer.ref_model = case.beta, case.policy().eval()
+            add_fused_lm_head(self.trainer.ref_model, temperature=self.trainer.temperature)
         self.trainer.create_optimizer_and_scheduler(10)
         self.model = self.trainer.model
         self.trainer.current_gradient_accumulation_steps = accumulation

@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from step import CASES, TRL, Case, Ours, embedded, medium, replay_of
 
+MEMORY_CASE = CASES[-1]
+
 
 def scaling(rounds: int, console: Console) -> None:
     table = Table(
@@ -54,24 +56,21 @@ def distinct_tokens(engine: Ours) -> int:
 
 
 def memory(console: Console) -> None:
-    table = Table("lengths", "who", "peak, GB", "of ours", title="Memory, 26M × 151,936, 4×8")
+    table = Table("who", "peak, GB", "of ours", title=f"Memory, {MEMORY_CASE.name}")
     context = multiprocessing.get_context("spawn")
-    for lengths in ("fixed", "realistic"):
-        peaks = {}
-        for who in ("rlvr_pl", "TRL", "TRL, tuned"):
-            with context.Pool(1) as pool:
-                peaks[who] = pool.apply(peak_of, (who, lengths == "realistic"))
-        for who, peak in peaks.items():
-            table.add_row(lengths, who, f"{peak / 1e9:.2f}", f"{peak / peaks['rlvr_pl']:.2f}")
+    peaks: dict[str, int] = {}
+    for who in ("rlvr_pl", "TRL", "TRL, tuned"):
+        with context.Pool(1) as pool:
+            peaks[who] = pool.apply(peak_of, (who,))
+        table.add_row(who, f"{peaks[who] / 1e9:.2f}", f"{peaks[who] / peaks['rlvr_pl']:.2f}")
     console.print(table)
 
 
-def peak_of(who: str, realistic: bool) -> int:
+def peak_of(who: str) -> int:
     """Bytes, in this process, which has done nothing before."""
     quiet()
-    base = CASES[-1]
-    case = Case(base.name, base.policy, base.prompts, base.group, base.prompt_tokens, realistic)
-    replay = replay_of(case, 151936)
+    case = MEMORY_CASE
+    replay = replay_of(case, case.policy().config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         if who == "rlvr_pl":
             before = held("VmRSS")
