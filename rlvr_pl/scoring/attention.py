@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rlvr_pl import cpu_attention
 from rlvr_pl.scoring.packing import Block, Packing
+from rlvr_pl.scoring.take import take
 from rlvr_pl.varlen import varlen_takes
 
 PACKED_GROUPS = "rlvr_pl_packed_groups"
@@ -81,8 +82,8 @@ def _by_length(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scal
     queries, keys, values = (_tokens_first(x) for x in (query, key, value))
     attended = varlen.varlen_attn(
         queries.contiguous(),
-        keys[layout.keys],
-        values[layout.keys],
+        take(keys, layout.keys),
+        take(values, layout.keys),
         layout.query_bounds,
         layout.key_bounds,
         layout.longest_query,
@@ -101,7 +102,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: 
     repeats = queries.shape[1] // keys.shape[1]  # kernels take a mask or grouped heads, not both
     output = query.new_empty((packing.tokens + 1, queries.shape[1], values.shape[2]))
     for block in packing.masked:
-        k, v = (_repeat(x[block.keys].transpose(1, 2), repeats) for x in (keys, values))
+        k, v = (_repeat(take(x, block.keys).transpose(1, 2), repeats) for x in (keys, values))
         _put(
             output,
             block,

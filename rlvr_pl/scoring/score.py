@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rlvr_pl.scoring.head import token_scores
 from rlvr_pl.scoring.layout import Sequences
+from rlvr_pl.scoring.take import take
 
 
 @dataclass(frozen=True)
@@ -68,5 +69,5 @@ def hidden_states(policy: PreTrainedModel, sequences: Sequences) -> Tensor:
             "attention_mask": sequences.input_ids.new_zeros((1, 1, 1, 1), dtype=torch.bool),
         }
     output = policy.base_model(input_ids=sequences.input_ids, use_cache=False, **layout)
-    hidden: Tensor = output.last_hidden_state.flatten(0, 1)[sequences.predicting]
-    return hidden
+    hidden: Tensor = output.last_hidden_state.flatten(0, 1)
+    return take(hidden, sequences.predicting)

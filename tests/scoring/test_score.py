@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -404,3 +405,31 @@ def test_two_steps_inside_one_autocast_are_two_steps_apart(batch: Batch) -> None
             step(apart)
     for (name, parameter), expected in zip(model.named_parameters(), apart.parameters(), strict=True):
         assert torch.equal(parameter, expected), name
+
+
+# The same bits each time
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sums that are left to threads have another order each time."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_do_not_show_in_the_gradient(layout: Layout) -> None:
+    """Enough completions of one prompt that threads share them: its last token predicts the first of each."""
+    n, T = 64, 24
+    ids = torch.randint(VOCABULARY, (n, T), generator=torch.Generator().manual_seed(0))
+    batch = Batch(layout, [list(range(20))], [0] * n, ids, torch.ones(n, T, dtype=torch.bool))
+    model = tiny_model()
+
+    def computed() -> dict[str, Tensor]:
+        return gradients(model, (weights(batch.mask) * scored(model, batch).logprobs).sum())
+
+    first = computed()
+    for _ in range(8):
+        for name, gradient in computed().items():
+            assert torch.equal(gradient, first[name]), name
