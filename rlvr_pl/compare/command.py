@@ -18,6 +18,7 @@ from rich.table import Table
 
 from rlvr_pl.cli import PROGRAM, CommandParser
 from rlvr_pl.compare.comparison_file import check_parallel, load_comparison
+from rlvr_pl.compare.pilot import pilot_table
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Costs, Workload, duration, make_display
 from rlvr_pl.compare.record import begin, check_unchanged
@@ -57,6 +58,12 @@ def make_parser() -> CommandParser:
         action="store_true",
         help="print the plan, the budget, and how long it would take by one measured rollout; leave nothing behind",
     )
+    parser.add_argument(
+        "--pilot",
+        type=Path,
+        metavar="FOLDER",
+        help="for --dry-run: a folder of earlier runs; by how much they varied, say how many seeds find what",
+    )
     return parser
 
 
@@ -69,13 +76,18 @@ def compare_command(arguments: Sequence[str]) -> None:
         SystemExit: with status 1 if a run has failed.
     """
     parsed = make_parser().parse_args(arguments)
+    if parsed.pilot is not None and not parsed.dry_run:
+        raise ConfigError("--pilot plans a comparison, and is for --dry-run; add it, or leave --pilot out")
     comparison = in_parallel(load_comparison(parsed.config), parsed.processes, parsed.devices)
+    found_by = None if parsed.pilot is None else pilot_table(parsed.pilot, len(comparison.arms))
     runs = comparison.runs(parsed.only)
     print(f"Checking {len(comparison.arms)} arms …", flush=True)
     resolved = comparison.resolve()
     workloads = {arm: Workload.of(config) for arm, config in resolved.items()}
     if parsed.dry_run:
         check_unchanged(comparison, resolved)
+        if found_by is not None:
+            Console().print(found_by)
         dry_run(comparison, runs, workloads)
         return
     begin(comparison, resolved)

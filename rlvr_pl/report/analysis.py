@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rlvr_pl.report.outcomes import METRICS, Outcomes, collect_outcomes
 from rlvr_pl.report.statistics import (
     BudgetToReach,
-    Estimate,
     GainSplit,
     PairedComparison,
     area_under_curve,
@@ -26,6 +25,7 @@ from rlvr_pl.report.statistics import (
     without_test,
 )
 from rlvr_pl.report.study import Study
+from rlvr_pl.report.two_way import Estimate
 
 BUDGETS = ("samples", "completion_tokens", "train_seconds")
 SOLVED = 0.5  # a question is solved by a run where at least this share of its samples is right

@@ -3,34 +3,11 @@
 Shapes: S seeds (runs of an arm), Q questions, K evaluations along a run. ``correct`` is (S, Q) in [0, 1], the share of
 a question's samples that one run got right. Accuracies and differences are in 0…1; intervals are at 95 %.
 
-**What is estimated.** The accuracy that the arm would have in the mean over new seeds *and* new questions like
-these. Both were drawn, and every run answers the same questions, so they are crossed random effects (Miller, "Adding
-error bars to evals", arXiv 2411.00640, has the questions' part): x_sq = μ + seed_s + question_q + rest_sq, and
-
-    Var(mean) = σ²_seed/S + σ²_question/Q + σ²_rest/(SQ) = E[MS_seed + MS_question − MS_rest]/(SQ)
-
-by the two-way analysis of variance. A difference is taken per seed and question first, so that what both sides share
-(difficulty, and whatever the seed sets for every arm) cancels. Intervals and p-values come from one t pivot and cannot
-contradict each other.
+**What is estimated.** Means over new seeds *and* new questions: :mod:`rlvr_pl.report.two_way`.
 
 **Several pairs.** The verdict stands on simultaneous intervals: with m pairs at 1 − α/m each (Bonferroni), and p-values
 times m. Holm's steps would find more, but have no intervals that agree with them; Tukey's range, 2 % narrower for three
 arms, wants one variance for all pairs, which arms that share questions and seeds do not have.
-
-**Degrees of freedom.** With S − 1 = 2 for the seeds they decide everything. Satterthwaite (1946) has, for parts v_i of
-the variance, 1/df = [v²_seed/(S − 1) + v²_question/(Q − 1)] / (v_seed + v_question)²: too many where the seeds hold
-most of it, for studies whose seeds agree by chance then count as precise. The seeds' term is therefore divided by
-v²_seed + v²_question/2 here, which changes nothing where one part is all. That divisor is ours and stands on this:
-coverage by the seeds' true share of the variance, integrated over normal effects with the questions' part known.
-
-    share of the seeds         .1     .3     .5     .7     .9     .95    1
-    Satterthwaite, S = 3       .950   .948   .941   .930   .922   .925   .950
-    here, S = 3                .953   .957   .956   .953   .954   .955   .950
-    here, S = 5                .951   .957   .961   .963   .960   .957   .950
-    here, S = 10               .950   .954   .959   .960   .956   .953   .950
-
-Two seeds are not enough for any of it (up to 8 % of p-values under .05), and where one run in ten collapses, the few
-runs of a study may show none: the difference stays honest, but an arm's own interval covers 86 to 90 %.
 
 **No percentile bootstrap**, for it covers too much or too little: resampling S seeds shows (S − 1)/S of their variance
 and knows no t quantile; resampling both factors at once counts the rest thrice (Owen 2007, the pigeonhole bootstrap),
@@ -51,21 +28,10 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
 
-ALPHA = 0.05
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95 % interval, in the units of what was estimated; NaN where nothing can be said."""
-
-    value: float
-    low: float
-    high: float
+from rlvr_pl.report.two_way import ALPHA, Array, Estimate, Mean, t_quantile, two_way_mean
 
 
 @dataclass(frozen=True)
@@ -97,78 +63,6 @@ class BudgetToReach:
     median: float  # over runs, one that never did counting as worse than any; NaN unless more than half did
 
 
-@dataclass(frozen=True)
-class _Mean:
-    """A mean over seeds and questions, with the two parts of its variance and their degrees of freedom."""
-
-    value: float
-    of_seeds: float  # σ²_seed/S + σ²_rest/(SQ)
-    of_questions: float  # σ²_question/Q
-    seed_df: int
-    question_df: int
-
-    @property
-    def variance(self) -> float:
-        return self.of_seeds + self.of_questions
-
-    @property
-    def df(self) -> float:
-        """See the module's docstring. Without any variance there is nothing to weigh, and the seeds' are the fewer."""
-        if not self.variance > 0:
-            return self.seed_df
-        seeds, questions = self.of_seeds**2, self.of_questions**2
-        return 1 / (seeds / (seeds + questions / 2) / self.seed_df + questions / self.variance**2 / self.question_df)
-
-    def interval(self, alpha: float = ALPHA) -> Estimate:
-        half = _t_quantile(self.df, alpha) * math.sqrt(self.variance)
-        return Estimate(self.value, self.value - half, self.value + half)
-
-    def proportion_interval(self) -> Estimate:
-        """Compute Wilson's score interval with the size that a simple random sample of this variance would have.
-
-        It stays in [0, 1], and an accuracy near 0 or 1 gets the asymmetric interval that a symmetric one misses
-        (Franco, Little, Louis & Slud 2019, on proportions from complex surveys). Where every answer is wrong, or every
-        one right, the runs count as copies of each other: as many observations as questions.
-        """
-        p, binomial = self.value, self.value * (1 - self.value)
-        if math.isnan(self.variance):
-            return Estimate(p, math.nan, math.nan)
-        if binomial > 0:
-            k = _t_quantile(self.df) ** 2 * self.variance / binomial  # t²/n
-        else:
-            k = _t_quantile(self.question_df) ** 2 / (self.question_df + 1)
-        half = math.sqrt(k * binomial + k * k / 4) / (1 + k)
-        middle = (p + k / 2) / (1 + k)
-        return Estimate(p, max(0.0, middle - half), min(1.0, middle + half))
-
-    def p_value(self) -> float:
-        if self.variance == 0:
-            return float(self.value == 0)
-        return float(2 * special.stdtr(self.df, -abs(self.value) / math.sqrt(self.variance)))
-
-
-def _t_quantile(df: float, alpha: float = ALPHA) -> float:
-    return float(special.stdtrit(df, 1 - alpha / 2))
-
-
-def _mean(x: Array) -> _Mean:
-    """The two-way analysis of variance of ``x`` (S, Q); NaN variances with one seed or one question."""
-    S, Q = x.shape
-    value = float(x.mean())
-    if S < 2 or Q < 2:
-        return _Mean(value, math.nan, math.nan, S - 1, Q - 1)
-    seeds, questions = x.mean(axis=1) - value, x.mean(axis=0) - value
-    rest = x - value - seeds[:, None] - questions
-    ms_seeds = Q * float(seeds @ seeds) / (S - 1)
-    ms_questions = S * float(questions @ questions) / (Q - 1)
-    ms_rest = float(np.vdot(rest, rest)) / ((S - 1) * (Q - 1))
-    # In expectation the seeds' mean square is no less than the rest's. Where three runs happen to have equally many
-    # right answers it is 0, and any difference would be significant.
-    of_seeds = max(ms_seeds, ms_rest / 20) / (S * Q)
-    of_questions = max(ms_questions - ms_rest, 0.0) / (S * Q)
-    return _Mean(value, of_seeds, of_questions, S - 1, Q - 1)
-
-
 def _matrix(values: ArrayLike) -> Array:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2 or x.size == 0:
@@ -189,7 +83,7 @@ def mean_accuracy(correct: ArrayLike) -> Estimate:
     Args:
         correct: (S, Q).
     """
-    return _mean(_matrix(correct)).proportion_interval()
+    return two_way_mean(_matrix(correct)).proportion_interval()
 
 
 def interquartile_mean(correct: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -209,7 +103,7 @@ def interquartile_mean(correct: ArrayLike, resamples: int = 2000, seed: int = 0)
         seed: of the bootstrap.
     """
     x = _matrix(correct)
-    runs, mean = x.mean(axis=1), _mean(x)
+    runs, mean = x.mean(axis=1), two_way_mean(x)
     S = len(runs)
     if S < 4:
         return mean.proportion_interval()
@@ -221,12 +115,31 @@ def interquartile_mean(correct: ArrayLike, resamples: int = 2000, seed: int = 0)
 def gain(initial: ArrayLike, final: ArrayLike) -> Estimate:
     """Estimate the mean of final − initial, paired over seeds and questions.
 
+    Near 0 and 1 a symmetric interval covers too little, and may leave [−1, 1]. This one is put together from the score
+    intervals [l, u] of the two accuracies and their correlation φ (Newcombe 1998, Statistics in Medicine 17, method 10
+    for paired proportions; the lower end, and the upper one likewise)::
+
+        low = d − √[(p₁ − l₁)² − 2φ (p₁ − l₁)(u₀ − p₀) + (u₀ − p₀)²]
+
     Args:
         initial: (S, Q).
         final: (S, Q), of the same runs and questions.
     """
     before, after = _pair(initial, final)
-    return _mean(after - before).interval()
+    difference, p0, p1 = two_way_mean(after - before), two_way_mean(before), two_way_mean(after)
+    if math.isnan(difference.variance):
+        return difference.interval()
+    product = math.sqrt(p0.variance * p1.variance)
+    correlation = (p0.variance + p1.variance - difference.variance) / (2 * product) if product > 0 else 0.0
+    correlation = min(1.0, max(-1.0, correlation))
+    old, new = (mean.proportion_interval(difference.df) for mean in (p0, p1))
+
+    def distance(of_new: float, of_old: float) -> float:
+        return math.sqrt(max(0.0, of_new**2 - 2 * correlation * of_new * of_old + of_old**2))
+
+    low = difference.value - distance(new.value - new.low, old.high - old.value)
+    high = difference.value + distance(new.high - new.value, old.value - old.low)
+    return Estimate(difference.value, max(-1.0, low), min(1.0, high))
 
 
 def format_and_reasoning(
@@ -236,9 +149,9 @@ def format_and_reasoning(
     return GainSplit(
         total=gain(strict_initial, strict_final),
         reasoning=gain(flexible_initial, flexible_final),
-        format=gain(
-            np.subtract(*_pair(strict_initial, flexible_initial)), np.subtract(*_pair(strict_final, flexible_final))
-        ),
+        format=two_way_mean(
+            np.subtract(*_pair(strict_final, flexible_final)) - np.subtract(*_pair(strict_initial, flexible_initial))
+        ).interval(),
     )
 
 
@@ -254,7 +167,7 @@ def compare_pair(a: ArrayLike, b: ArrayLike, pairs: int = 1) -> PairedComparison
         pairs: in the family that the simultaneous interval and the corrected p-value are for.
     """
     x, y = _pair(a, b)
-    mean = _mean(x - y)
+    mean = two_way_mean(x - y)
     p = mean.p_value()
     return PairedComparison(
         difference=mean.interval(),
@@ -298,7 +211,7 @@ def _improvement_interval(wins: int, S: int) -> tuple[float, float]:
     """
     if S < 2:
         return math.nan, math.nan
-    estimate, t = wins / (2 * S * S), _t_quantile(2 * S - 2)
+    estimate, t = wins / (2 * S * S), t_quantile(2 * S - 2)
 
     def excess(p: float) -> float:
         variance = p * (1 - p) * (1 + (S - 1) * ((1 - p) / (2 - p) + p / (1 + p))) / S**2
@@ -352,7 +265,7 @@ def area_under_curve(budget: ArrayLike, accuracy: ArrayLike) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     areas = np.trapezoid(curves, budgets, axis=1) / (budgets[:, -1] - budgets[:, 0])
     of_seeds = float(areas.var(ddof=1)) / S if S > 1 else math.nan
-    return _Mean(float(areas.mean()), of_seeds, 0.0, S - 1, 1).interval()
+    return Mean(float(areas.mean()), of_seeds, 0.0, S - 1, 1).interval()
 
 
 def _budgets(budget: ArrayLike, curves: Array) -> Array:

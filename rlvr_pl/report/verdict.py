@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from rlvr_pl.report.analysis import Analysis, PairResult
-from rlvr_pl.report.statistics import Estimate
+from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.wording import interval, listed, p_value, points, with_interval
 
 

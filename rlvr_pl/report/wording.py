@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlvr_pl.report.statistics import Estimate
+from rlvr_pl.report.two_way import Estimate
 
 MISSING = "–"
 

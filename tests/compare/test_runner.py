@@ -192,11 +192,15 @@ def test_the_dry_run_measures_and_leaves_nothing(
 ) -> None:
     file = write(tmp_path, policy, {"GSPO": {}, "GRPO": {"model.loss": "GRPO"}}, [0, 1])
     before = sorted(tmp_path.rglob("*"))
-    main(["compare", "--config", str(file), "--dry-run", "--only", "GSPO", "--only", "GRPO,1"])
+    pilot = str(ROOT / "lightning_logs" / "reference" / "compare_embedded")
+    main(["compare", "--config", str(file), "--dry-run", "--only", "GSPO", "--only", "GRPO,1", "--pilot", pilot])
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
-    assert rows == [["GSPO", "0 1", "6", "192", "12"], ["GRPO", "1", "6", "192", "12"]]
+    *plan, points_of_512, _, _ = rows
+    assert plan == [["GSPO", "0 1", "6", "192", "12"], ["GRPO", "1", "6", "192", "12"]]
+    assert points_of_512[0] == "512"
+    assert 2 <= int(points_of_512[3]) < int(points_of_512[2])
     assert "seeds: waits" in shown
     assert "in all 18 rollouts, 576 samples" in shown
     assert "Measuring one rollout of GSPO" in shown

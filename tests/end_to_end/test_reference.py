@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from rlvr_pl.report.analysis import analyse
-from rlvr_pl.report.statistics import Estimate
 from rlvr_pl.report.study import load_study
 from rlvr_pl.report.tables import accuracy_table, pair_table
+from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.wording import p_value, with_interval
 from tests.helpers.paths import ROOT
 

@@ -21,8 +21,9 @@ from rlvr_pl.report import figures, tables
 from rlvr_pl.report.analysis import Analysis, PairResult, analyse, tidy_summary
 from rlvr_pl.report.examples import find_examples
 from rlvr_pl.report.page import write_report
-from rlvr_pl.report.statistics import Estimate, PairedComparison, compare_pair, mean_accuracy
+from rlvr_pl.report.statistics import PairedComparison, compare_pair, mean_accuracy
 from rlvr_pl.report.study import load_study
+from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.verdict import verdict
 from rlvr_pl.report.wording import p_value, points, with_interval
 from rlvr_pl.rewards import gold_answer
