@@ -25,7 +25,7 @@ coverage by the seeds' true share of the variance, integrated over normal effect
     here, S = 10               .950   .954   .959   .960   .956   .953   .950
 
 Two seeds are not enough for any of it (up to 8 % of p-values under .05). Where one run in ten collapses to nothing, the
-few runs of a study mostly show no collapse. Of two arms alike in that p stays honest (under .05 in 1 to 2 % of studies),
+few runs of a study mostly show none. Of two arms alike in that p stays honest (under .05 in 1 to 2 % of studies),
 but an arm's own interval covers its mean over all runs in 33, 45 and 68 % for 3, 5 and 10 seeds.
 """
 
