@@ -197,7 +197,7 @@ def test_the_dry_run_measures_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
-    *plan, points_of_512, _, _ = rows
+    points_of_512, _, _, *plan = rows
     assert plan == [["GSPO", "0 1", "6", "192", "12"], ["GRPO", "1", "6", "192", "12"]]
     assert points_of_512[0] == "512"
     assert 2 <= int(points_of_512[3]) < int(points_of_512[2])
