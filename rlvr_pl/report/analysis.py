@@ -119,15 +119,10 @@ def _arm(outcomes: Outcomes, arm: str) -> ArmResult:
 
 
 def _pairs(outcomes: Outcomes, metric: str, interim: bool) -> list[PairResult]:
-    common = {
-        (a, b): sorted(set(outcomes.seeds[a]) & set(outcomes.seeds[b])) for a, b in combinations(outcomes.arms, 2)
-    }
-    common = {pair: seeds for pair, seeds in common.items() if seeds}
+    common = {(a, b): seeds for a, b in combinations(outcomes.arms, 2) if (seeds := outcomes.common_seeds(a, b))}
     found = []
     for (a, b), seeds in common.items():
-        of_a = outcomes.final[a, metric][outcomes.rows(a, seeds)]
-        of_b = outcomes.final[b, metric][outcomes.rows(b, seeds)]
-        comparison = compare_pair(of_a, of_b, pairs=len(common))
+        comparison = compare_pair(*outcomes.paired(a, b, metric), pairs=len(common))
         found.append(PairResult(a, b, metric, seeds, without_test(comparison) if interim else comparison))
     return found
 

@@ -42,9 +42,15 @@ class Outcomes:
         """The arms with a finished run."""
         return [arm for arm, seeds in self.seeds.items() if seeds]
 
-    def rows(self, arm: str, seeds: list[int]) -> list[int]:
-        """Find the rows of an arm's arrays that belong to these seeds."""
-        return [self.seeds[arm].index(seed) for seed in seeds]
+    def common_seeds(self, a: str, b: str) -> list[int]:
+        """List the seeds that both arms finished."""
+        return sorted(set(self.seeds[a]) & set(self.seeds[b]))
+
+    def paired(self, a: str, b: str, metric: str) -> tuple[Shares, Shares]:
+        """Take the rows of both arms' final answers that belong to their common seeds, (S, Q) each."""
+        seeds = self.common_seeds(a, b)
+        of_a, of_b = (self.final[arm, metric][[self.seeds[arm].index(seed) for seed in seeds]] for arm in (a, b))
+        return of_a, of_b
 
 
 def collect_outcomes(study: Study) -> Outcomes:

@@ -28,9 +28,8 @@ def pilot_components(outcomes: Outcomes, metric: str = "strict") -> Components |
     """
     found = []
     for a, b in combinations(outcomes.arms, 2):
-        seeds = sorted(set(outcomes.seeds[a]) & set(outcomes.seeds[b]))
-        if len(seeds) > 1 and len(outcomes.golds) > 1:
-            of_a, of_b = (outcomes.final[arm, metric][outcomes.rows(arm, seeds)] for arm in (a, b))
+        if len(outcomes.common_seeds(a, b)) > 1 and len(outcomes.golds) > 1:
+            of_a, of_b = outcomes.paired(a, b, metric)
             found.append(components(of_a - of_b))
     if not found:
         return None

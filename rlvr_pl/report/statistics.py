@@ -12,7 +12,7 @@ arms, wants one variance for all pairs, which arms that share questions and seed
 **No percentile bootstrap**, for it covers too much or too little: resampling S seeds shows (S − 1)/S of their variance
 and knows no t quantile; resampling both factors at once counts the rest thrice (Owen 2007, the pigeonhole bootstrap),
 and resampling questions within each seed forgets that all runs share them. Coverage of no difference in 2,000 studies
-as in ``tests/test_statistics.py``, S = 3 / 5 / 10, Q = 512; the last line is ``compare_pair``:
+as in ``tests/report/test_statistics.py``, S = 3 / 5 / 10, Q = 512; the last line is ``compare_pair``:
 
                                seeds ±3 points      seeds ±1, arms differ    seeds alike
                                                     on single questions
@@ -185,11 +185,11 @@ def without_test(comparison: PairedComparison) -> PairedComparison:
     is nothing to find.
     """
     return PairedComparison(
-        difference=Estimate(comparison.difference.value, math.nan, math.nan),
-        simultaneous=Estimate(comparison.simultaneous.value, math.nan, math.nan),
+        difference=Estimate(comparison.difference.value),
+        simultaneous=Estimate(comparison.simultaneous.value),
         p_value=math.nan,
         corrected_p_value=math.nan,
-        probability_of_improvement=Estimate(comparison.probability_of_improvement.value, math.nan, math.nan),
+        probability_of_improvement=Estimate(comparison.probability_of_improvement.value),
     )
 
 
@@ -262,7 +262,7 @@ def area_under_curve(budget: ArrayLike, accuracy: ArrayLike) -> Estimate:
     budgets = _budgets(budget, curves)
     S, K = curves.shape
     if K < 2:
-        return Estimate(math.nan, math.nan, math.nan)
+        return Estimate(math.nan)
     areas = np.trapezoid(curves, budgets, axis=1) / (budgets[:, -1] - budgets[:, 0])
     of_seeds = float(areas.var(ddof=1)) / S if S > 1 else math.nan
     return Mean(float(areas.mean()), of_seeds, 0.0, S - 1, 1).interval()

@@ -14,7 +14,7 @@ from rlvr_pl.report.analysis import BUDGETS, Analysis
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.statistics import BudgetToReach
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import MISSING, amount, p_value, with_interval
+from rlvr_pl.report.wording import MISSING, amount, brackets, p_value, with_interval
 from rlvr_pl.run.folder import CONFIG
 
 BUDGET_NAMES = {"samples": "samples", "completion_tokens": "tokens", "train_seconds": "seconds"}
@@ -85,7 +85,7 @@ def pair_table(analysis: Analysis) -> Table:
                 pair.metric,
                 str(len(pair.seeds)),
                 with_interval(comparison.difference, signed=True),
-                with_interval(comparison.simultaneous, signed=True).partition(" ")[2] or MISSING,
+                brackets(comparison.simultaneous, signed=True) or MISSING,
                 p_value(comparison.p_value),
                 p_value(comparison.corrected_p_value),
                 with_interval(comparison.probability_of_improvement),

@@ -48,8 +48,8 @@ class Estimate:
     """A value and its 95 % interval, in the units of what was estimated; NaN where nothing can be said."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Mean:
         """Compute Student's interval, within [−1, 1]."""
         half = t_quantile(self.df, alpha) * math.sqrt(self.variance)
         if math.isnan(half):
-            return Estimate(self.value, half, half)
+            return Estimate(self.value)
         return Estimate(self.value, max(-1.0, self.value - half), min(1.0, self.value + half))
 
     def proportion_interval(self, df: float | None = None) -> Estimate:
@@ -93,7 +93,7 @@ class Mean:
         """
         p, binomial = self.value, self.value * (1 - self.value)
         if math.isnan(self.variance):
-            return Estimate(p, math.nan, math.nan)
+            return Estimate(p)
         if binomial > 0:
             k = t_quantile(df or self.df) ** 2 * self.variance / binomial  # t²/n
         else:

@@ -23,12 +23,16 @@ def interval(estimate: Estimate) -> str:
     return f"{points(estimate.low)} to {points(estimate.high)}"
 
 
+def brackets(estimate: Estimate, signed: bool = False) -> str:
+    """Write ``[1.1, 3.5]``, in points; nothing where there is no interval."""
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return ""
+    return f"[{points(estimate.low, signed)}, {points(estimate.high, signed)}]"
+
+
 def with_interval(estimate: Estimate, signed: bool = False) -> str:
     """Write ``2.3 [1.1, 3.5]``, in points; without brackets where there is no interval."""
-    value = points(estimate.value, signed)
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return value
-    return f"{value} [{points(estimate.low, signed)}, {points(estimate.high, signed)}]"
+    return f"{points(estimate.value, signed)} {brackets(estimate, signed)}".rstrip()
 
 
 def p_value(p: float) -> str:

@@ -18,8 +18,6 @@ def take(x: Tensor, places: Tensor) -> Tensor:
         places: int64, of any shape.
 
     Returns:
-        (\\*places.shape, …).
+        (places' shape, …).
     """
-    if x.dim() == 2:
-        return F.embedding(places, x)
     return F.embedding(places, x.flatten(1)).unflatten(-1, x.shape[1:])
