@@ -64,10 +64,10 @@ def test_a_file_without_a_base_stays_a_file() -> None:
 
 def test_fit_runs_with_both(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text((CONFIGS / "quickstart.yaml").read_text())
-    file = write(tmp_path / "mine.yaml", base="quickstart.yaml", model={"loss": {"class_path": "GRPO"}})
-    expected = resolve(["fit", f"--config={CONFIGS / 'quickstart.yaml'}", "--model.loss=GRPO"])
+    file = write(tmp_path / "mine.yaml", base="quickstart.yaml", model={"loss": {"class_path": "GSPO"}})
+    expected = resolve(["fit", f"--config={CONFIGS / 'quickstart.yaml'}", "--model.loss=GSPO"])
     assert resolve(["fit", f"--config={file}"]) == expected
-    assert expected["model.loss.init_args.clip_low"] == 0.2
+    assert expected["model.loss.init_args.clip_low"] == 3e-4
 
 
 @pytest.mark.parametrize(

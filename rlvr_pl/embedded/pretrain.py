@@ -1,13 +1,9 @@
 """Make the embedded model: ``python -m rlvr_pl.embedded.pretrain`` (``make embedded``).
 
-A Qwen2 of 0.9 million parameters learns to solve the embedded problems by supervised training, in two stages that leave
-reinforcement learning something to do:
-
-1. It learns to reason, from whole solutions, until a good half of the problems is solved. Only some of the solutions
-   carry the answer tags, so that it starts as an instruction-tuned model does: it can, but seldom does, answer in the
-   requested format.
-2. It picks up a bad habit. For a few dozen steps the solutions are hasty: asked what something is worth, most of them
-   stop at the count and forget the price. The right continuation stays in its samples, for a verifier to find.
+A Qwen2 of 0.9 million parameters imitates solutions of the embedded problems, by supervised training. Their authors are
+prone to slips (:mod:`rlvr_pl.embedded.annotators`), and carry out what they set about without an error: so does the
+model, which leaves reinforcement learning the slips to find. Only some of the solutions carry the answer tags, so that
+it starts as an instruction-tuned model does: it can, but seldom does, answer in the requested format.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,17 +20,20 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rlvr_pl.data.problems import embedded_problems, problem_stream
+from rlvr_pl.data.problems import Story, problem_stream
 from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt
+from rlvr_pl.data.solutions import Work
+from rlvr_pl.embedded.annotators import annotate, read_steps
 from rlvr_pl.pretrained import EMBEDDED_MODEL, stop_token_ids
-from rlvr_pl.rewards import gold_answer, last_number, same_number
-from rlvr_pl.rollout import GenerateEngine, Sampling
+from rlvr_pl.rollout import LeanEngine, Sampling
 
 TAGGED_SHARE = 0.15  # share of the solutions that carry the tags
-HASTY_SHARE = 0.65  # share of the second stage's solutions to questions of worth that stop at the count
 VOCABULARY = 512
 BATCH = 64
-EVALUATION_EVERY = 50
+EVALUATION_EVERY = 100
+LEARNING_RATE = 3e-3
+WARMUP_STEPS = 100
+MAX_COMPLETION_TOKENS = 96
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -45,18 +43,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def solution_text(answer: str, tagged: bool) -> str:
-    """Write a completion for a gold answer in GSM8K's schema, with or without the tags."""
-    reasoning, _, number = answer.rpartition("\n#### ")
+def solution_text(work: Work, tagged: bool) -> str:
+    """Write a solution as a completion, with or without the tags."""
+    reasoning = "\n".join(work.lines)
     if tagged:
-        return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{number}\n</answer>"
-    return f"{reasoning}\nThe answer is {number}."
-
-
-def hasty(answer: str) -> str:
-    """Cut the last line off a gold answer, which then ends in the number of the line before."""
-    *lines, _ = answer.rpartition("\n#### ")[0].split("\n")
-    return "\n".join([*lines, f"#### {lines[-1].partition('=')[2]}"])
+        return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{work.quantity}\n</answer>"
+    return f"{reasoning}\nThe answer is {work.quantity}."
 
 
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -68,8 +60,8 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tags = ["<reasoning>", "</reasoning>", "<answer>", "</answer>"]
-    problems = embedded_problems("train", 5000, seed)
-    corpus = [text for p in problems for text in (SYSTEM_PROMPT, p["question"], solution_text(p["answer"], False))]
+    problems = list(itertools.islice(problem_stream("train", seed), 5000))
+    corpus = [text for p in problems for text in (SYSTEM_PROMPT, p.question, solution_text(p.work, False))]
     corpus += ["system\nuser\nassistant\n"] * len(problems)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(tags),
@@ -108,21 +100,15 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     return model
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, hasty_share: float
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Draw endless ``(input_ids, labels)`` of shape (BATCH, L), right-padded; labels are -100 on prompts and pads."""
     stream = problem_stream("train", seed)
-    rng, hasty_rng = random.Random(seed), random.Random(5)
+    rng = random.Random(seed)
 
     def example() -> tuple[torch.Tensor, torch.Tensor]:
         problem = next(stream)
-        prompt = tokenizer(format_prompt(tokenizer, problem["question"], SYSTEM_PROMPT))["input_ids"]
-        tagged = rng.random() < TAGGED_SHARE
-        answer = problem["answer"]
-        if "worth" in problem["question"] and hasty_rng.random() < hasty_share:
-            answer = hasty(answer)
-        solution = solution_text(answer, tagged)
+        prompt = tokenizer(format_prompt(tokenizer, problem.question, SYSTEM_PROMPT))["input_ids"]
+        solution = solution_text(annotate(problem.steps, rng), tagged=rng.random() < TAGGED_SHARE)
         completion = [*tokenizer(solution)["input_ids"], tokenizer.eos_token_id]
         return torch.tensor(prompt + completion), torch.tensor([-100] * len(prompt) + completion)
 
@@ -139,41 +125,29 @@ def batches(
             )
 
 
-def solved_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[dict[str, str]]) -> float:
-    """Measure greedy flexible accuracy: the share of problems whose completion ends in the gold number."""
-    prompts = [format_prompt(tokenizer, p["question"], SYSTEM_PROMPT) for p in problems]
-    engine = GenerateEngine(model, stop_token_ids(model, tokenizer), pad_id=0)
-    rollout = engine.generate(
-        tokenizer(prompts)["input_ids"], 1, Sampling(max_completion_tokens=96, temperature=0), None
-    )
+def clean_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Story]) -> float:
+    """Measure competence: the share of sampled steps that are done in one of the two ways, without an error."""
+    prompts = [format_prompt(tokenizer, problem.question, SYSTEM_PROMPT) for problem in problems]
+    engine = LeanEngine(model, stop_token_ids(model, tokenizer), pad_id=0)
+    noise = torch.rand((len(problems), MAX_COMPLETION_TOKENS), generator=torch.Generator().manual_seed(0))
+    rollout = engine.generate(tokenizer(prompts)["input_ids"], 1, Sampling(MAX_COMPLETION_TOKENS, 1.0), noise)
     texts = tokenizer.batch_decode(rollout.completion_ids, skip_special_tokens=True)
-    right = [same_number(last_number(t), gold_answer(p["answer"])) for t, p in zip(texts, problems, strict=True)]
-    return sum(right) / len(right)
+    done = [
+        how
+        for problem, text in zip(problems, texts, strict=True)
+        for _, how in read_steps(problem.steps, [line for line in text.splitlines() if "=" in line])
+    ]
+    return sum(how != "other" for how in done) / len(done)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the training: its data, its schedule, and when it ends."""
-
-    name: str
-    seed: int
-    hasty_share: float
-    learning_rate: float
-    warmup_steps: int
-    max_steps: int
-    decay_to: float = 1.0  # share of the learning rate at max_steps
-    stop_at: float = 1.0  # the share of held-out problems solved at which to stop before
-
-
-def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int) -> None:
-    """Train for one stage, in place."""
-    held_out = embedded_problems("train", 256, seed + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / stage.warmup_steps, total_iters=stage.warmup_steps)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, stage.decay_to, total_iters=stage.max_steps)
+def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, max_steps: int, seed: int) -> None:
+    """Train in place, with a learning rate that falls to a twentieth."""
+    held_out = list(itertools.islice(problem_stream("train", seed + 1), 256))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP_STEPS, total_iters=WARMUP_STEPS)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max_steps)
     start = time.perf_counter()
-    steps = itertools.islice(batches(tokenizer, stage.seed, stage.hasty_share), stage.max_steps)
-    for step, (input_ids, labels) in enumerate(steps, start=1):
+    for step, (input_ids, labels) in enumerate(itertools.islice(batches(tokenizer, seed), max_steps), start=1):
         loss = model(input_ids=input_ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -181,31 +155,24 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: St
         optimizer.step()
         warmup.step()
         decay.step()
-        if step % EVALUATION_EVERY == 0:
-            share = solved_share(model, tokenizer, held_out)
+        if step % EVALUATION_EVERY == 0 or step == max_steps:
+            clean = clean_share(model, tokenizer, held_out)
             seconds = time.perf_counter() - start
-            print(f"{stage.name} {step:5d}  loss {loss.item():.3f}  solved {share:.1%}  {seconds:.0f} s", flush=True)
-            if share >= stage.stop_at:
-                break
+            print(f"{step:5d}  loss {loss.item():.3f}  steps without error {clean:.1%}  {seconds:.0f} s", flush=True)
 
 
-def pretrain(output: Path, stop_at: float, max_steps: int, seed: int) -> None:
-    """Train both stages and save into ``output``.
+def pretrain(output: Path, max_steps: int, seed: int) -> None:
+    """Train and save into ``output``.
 
     Args:
         output: a folder.
-        stop_at: the share of 256 held-out problems solved that ends the first stage.
-        max_steps: of the first stage.
-        seed: of the initial weights and of the problems.
+        max_steps: of 64 solutions each.
+        seed: of the initial weights, the problems and the slips.
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(seed)
     model = make_model(tokenizer)
-    reason = Stage("reason", seed, 0.0, 3e-3, warmup_steps=100, max_steps=max_steps, decay_to=0.1, stop_at=stop_at)
-    train(model, tokenizer, reason, seed)
-    model.bfloat16().float()  # the second stage starts from what a saved model would be
-    habit = Stage("habit", seed + 777, HASTY_SHARE, 2e-4, warmup_steps=20, max_steps=min(50, max_steps))
-    train(model, tokenizer, habit, seed)
+    train(model, tokenizer, max_steps, seed)
     output.mkdir(parents=True, exist_ok=True)
     model.bfloat16().save_pretrained(output)  # half the size; it is read back as float32
     tokenizer.save_pretrained(output)
@@ -213,12 +180,9 @@ def pretrain(output: Path, stop_at: float, max_steps: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the embedded model: about 20 minutes on two cores.")
+    parser = argparse.ArgumentParser(description="Make the embedded model: about half an hour on two cores.")
     parser.add_argument("--output", type=Path, default=EMBEDDED_MODEL)
-    parser.add_argument(
-        "--stop_at", type=float, default=0.56, help="share of held-out problems solved that ends stage 1"
-    )
-    parser.add_argument("--max_steps", type=int, default=4000)
+    parser.add_argument("--max_steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     pretrain(**vars(parser.parse_args()))
 

@@ -19,11 +19,12 @@ from rlvr_pl.data.problems import (
     MAX_QUANTITY,
     Split,
     Story,
+    draw_problem,
     embedded_problems,
-    make_problem,
     problem_stream,
     split_of,
 )
+from rlvr_pl.data.solutions import Work
 from rlvr_pl.rewards import gold_answer
 
 SAMPLE = 3000
@@ -146,14 +147,14 @@ def test_an_event_keeps_the_quantity_in_range_or_leaves_the_story_alone(event: E
     happened = 0
     for quantity in (2, 3, 7, 8, 9, 10, 11, 97, 360, 500, 840, 900, 960, MAX_QUANTITY):
         for seed in range(200):
-            story = Story("Mia", "Tom", "eggs", quantity)
+            story = Story("Mia", "Tom", "eggs", Work(quantity))
             if event(story, random.Random(seed)):
                 happened += 1
                 assert 2 <= story.quantity <= MAX_QUANTITY
                 assert len(story.sentences) == 1
-                assert story.lines[-1].endswith(f"={story.quantity}")
+                assert story.work.lines[-1].endswith(f"={story.quantity}")
             else:
-                assert story == Story("Mia", "Tom", "eggs", quantity)
+                assert story == Story("Mia", "Tom", "eggs", Work(quantity))
     assert 0 < happened < 14 * 200
 
 
@@ -227,7 +228,7 @@ def test_a_larger_size_has_the_smaller_one_as_its_prefix(split: Split) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_stream_never_repeats_a_question(split: Split) -> None:
-    questions = [row["question"] for row in islice(problem_stream(split, seed=0), SAMPLE)]
+    questions = [problem.question for problem in islice(problem_stream(split, seed=0), SAMPLE)]
     assert len(set(questions)) == SAMPLE
 
 
@@ -245,6 +246,6 @@ def test_train_and_test_never_share_a_question() -> None:
 
 def test_one_question_in_eight_is_a_test_question() -> None:
     rng = random.Random(0)
-    splits = [split_of(make_problem(rng)["question"]) for _ in range(4000)]
+    splits = [split_of(draw_problem(rng).question) for _ in range(4000)]
     assert 440 < splits.count("test") < 560  # 500 ± 3σ, σ = 21
     assert [i for i in range(16) if split_of(str(i)) == "test"] == [3, 11]

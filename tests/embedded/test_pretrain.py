@@ -6,25 +6,22 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlvr_pl.embedded.pretrain import hasty, pretrain, solution_text
+from rlvr_pl.data.solutions import Work
+from rlvr_pl.embedded.pretrain import pretrain, solution_text
 from rlvr_pl.pretrained import EMBEDDED_MODEL
 
-ANSWER = "3*4=12\n12+5=17\n17*2=34\n#### 34"
+WORK = Work(34, ["3*4=12", "12+5=17", "17*2=34"])
 
 
 def test_solution_text() -> None:
-    assert solution_text(ANSWER, tagged=False) == "3*4=12\n12+5=17\n17*2=34\nThe answer is 34."
-    assert solution_text(ANSWER, tagged=True) == (
+    assert solution_text(WORK, tagged=False) == "3*4=12\n12+5=17\n17*2=34\nThe answer is 34."
+    assert solution_text(WORK, tagged=True) == (
         "<reasoning>\n3*4=12\n12+5=17\n17*2=34\n</reasoning>\n<answer>\n34\n</answer>"
     )
 
 
-def test_a_hasty_solution_stops_a_line_early() -> None:
-    assert hasty(ANSWER) == "3*4=12\n12+5=17\n#### 17"
-
-
-def test_both_stages_run_and_save_a_model_with_its_tokenizer(tmp_path: Path) -> None:
-    pretrain(tmp_path, stop_at=1.0, max_steps=1, seed=0)
+def test_it_saves_a_model_with_its_tokenizer(tmp_path: Path) -> None:
+    pretrain(tmp_path, max_steps=1, seed=0)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.config.vocab_size == len(tokenizer)
     shipped = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
