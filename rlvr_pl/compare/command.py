@@ -22,9 +22,11 @@ from rlvr_pl.compare.pilot import pilot_table
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Costs, Workload, duration, make_display
 from rlvr_pl.compare.record import begin, check_unchanged
-from rlvr_pl.compare.runner import Runner, child_environment, last_lines, start
+from rlvr_pl.compare.runner import Outcome, Runner, child_environment, last_lines, start
+from rlvr_pl.compare.tuning import collect_trials, plan_trials, trial_table, with_recorded_trials, with_trials
 from rlvr_pl.report.command import report_on
 from rlvr_pl.run.checkpoints import Interrupted
+from rlvr_pl.run.configuration import Flat
 from rlvr_pl.run.folder import OUTPUT
 from rlvr_pl.run.lock import is_locked
 from rlvr_pl.run.state import RunState, read_run_state
@@ -42,7 +44,7 @@ def make_parser() -> CommandParser:
         action="append",
         default=[],
         metavar="ARM[,SEED]",
-        help=f"run only this part; can be repeated. {EXAMPLE} spreads the runs over a cluster with it",
+        help=f"run only this part, after the whole tuning; can be repeated. {EXAMPLE} spreads the runs over a cluster",
     )
     parser.add_argument(
         "--processes",
@@ -80,18 +82,44 @@ def compare_command(arguments: Sequence[str]) -> None:
         raise ConfigError("--pilot plans a comparison, and is for --dry-run; add it, or leave --pilot out")
     comparison = in_parallel(load_comparison(parsed.config), parsed.processes, parsed.devices)
     found_by = None if parsed.pilot is None else pilot_table(parsed.pilot, len(comparison.arms))
+    comparison = with_recorded_trials(comparison)
     runs = comparison.runs(parsed.only)
     print(f"Checking {len(comparison.arms)} arms …", flush=True)
     resolved = comparison.resolve()
-    workloads = {arm: Workload.of(config) for arm, config in resolved.items()}
+    check_unchanged(comparison, resolved)
+    if parsed.dry_run and found_by is not None:
+        Console().print(found_by)
+    if comparison.tune is not None and set(comparison.arms) - set(comparison.chosen):
+        trials = plan_trials(comparison)
+        resolved_trials = trials.resolve()
+        if parsed.dry_run:
+            dry_run(trials, trials.runs(), workloads_of(resolved_trials))
+            Console().print("Then, each arm with what is best on val:", highlight=False)
+        else:
+            begin(trials, resolved_trials)
+            comparison = tune(comparison, trials, workloads_of(resolved_trials))
+            resolved = comparison.resolve()
     if parsed.dry_run:
-        check_unchanged(comparison, resolved)
-        if found_by is not None:
-            Console().print(found_by)
-        dry_run(comparison, runs, workloads)
+        dry_run(comparison, runs, workloads_of(resolved))
         return
     begin(comparison, resolved)
-    compare(comparison, runs, workloads)
+    compare(comparison, runs, workloads_of(resolved))
+
+
+def workloads_of(resolved: Mapping[str, Flat]) -> dict[str, Workload]:
+    """Count what each arm's runs consist of."""
+    return {arm: Workload.of(config) for arm, config in resolved.items()}
+
+
+def tune(comparison: Comparison, trials: Comparison, workloads: Mapping[str, Workload]) -> Comparison:
+    """Run the trials that are not finished, and choose each arm's settings."""
+    console = Console()
+    runs = trials.runs()
+    console.print(f"Tuning: {len(trials.arms)} settings × {len(trials.seeds)} seeds", highlight=False)
+    run_all(trials, runs, workloads, console)
+    tuned = with_trials(comparison, collect_trials(comparison))
+    console.print(trial_table(tuned.trials, tuned.chosen))
+    return tuned
 
 
 def in_parallel(comparison: Comparison, processes: int | None, devices: str | None) -> Comparison:
@@ -110,13 +138,7 @@ def in_parallel(comparison: Comparison, processes: int | None, devices: str | No
 def compare(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload]) -> None:
     """Run what is not finished, then write the report."""
     console = Console()
-    outcome = Runner(comparison, runs, workloads).work(make_display(console))
-    for run, why in outcome.failed.items():
-        console.print(f"\n{run} failed: {why}", highlight=False, markup=False, soft_wrap=True)
-    if outcome.interrupted:
-        raise Interrupted(
-            f"Interrupted: {len(outcome.finished)} of {len(runs)} runs finished. The same command goes on from there."
-        )
+    outcome = run_all(comparison, runs, workloads, console)
     try:
         report_on(comparison.folder)
     except ConfigError as error:
@@ -125,6 +147,24 @@ def compare(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str,
         console.print(f"no report: {error}", highlight=False, markup=False, soft_wrap=True)
     if outcome.failed:
         sys.exit(1)
+
+
+def run_all(
+    comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload], console: Console
+) -> Outcome:
+    """Run what is not finished, and say what failed.
+
+    Raises:
+        Interrupted: once every run has written what it goes on from.
+    """
+    outcome = Runner(comparison, runs, workloads).work(make_display(console))
+    for run, why in outcome.failed.items():
+        console.print(f"\n{run} failed: {why}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.interrupted:
+        raise Interrupted(
+            f"Interrupted: {len(outcome.finished)} of {len(runs)} runs finished. The same command goes on from there."
+        )
+    return outcome
 
 
 # The dry run

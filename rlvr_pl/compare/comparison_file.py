@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from rlvr_pl.compare.plan import Comparison
-from rlvr_pl.run.comparison import DATA, FIGURES, MARGIN, SEED_OFFSET
+from rlvr_pl.compare.plan import Comparison, Tuning
+from rlvr_pl.run.comparison import DATA, FIGURES, MARGIN, SEED_OFFSET, TUNE, TUNING
 from rlvr_pl.run.configuration import Flat, belongs_to_a_run, flatten
 from rlvr_pl.types import ConfigError
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
-_TAKEN = {DATA, FIGURES, "null"}  # folders of the report, and what YAML takes for nothing
+_TAKEN = {DATA, FIGURES, TUNING, "null"}  # folders beside the arms, and what YAML takes for nothing
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -49,7 +49,7 @@ def load_comparison(file: Path) -> Comparison:
 
 
 def _checked(values: Any) -> Comparison:
-    known = [f.name for f in fields(Comparison)]
+    known = [f.name for f in fields(Comparison) if f.name not in ("trials", "chosen")]
     if not isinstance(values, dict):
         raise ConfigError(f"a comparison is a mapping with the keys {', '.join(known)}")
     for key in values:
@@ -71,16 +71,18 @@ def _checked(values: Any) -> Comparison:
     unequal = values.get("allow_unequal_budgets", False)
     if not isinstance(unequal, bool):
         raise ConfigError(f"allow_unequal_budgets is {unequal!r}; it must be true or false")
+    arms, seeds = _arms(values["arms"]), _seeds(values["seeds"], "seeds")
     return Comparison(
         folder=Path(folder),
         base=tuple(base),
-        arms=_arms(values["arms"]),
-        seeds=_seeds(values["seeds"]),
+        arms=arms,
+        seeds=seeds,
         overrides=_overrides(values.get("overrides"), "overrides"),
         processes=processes or len(devices or [0]),
         devices=None if devices is None else tuple(devices),
         allow_unequal_budgets=unequal,
         margin=_margin(values.get("margin", MARGIN)),
+        tune=None if values.get(TUNE) is None else _tuning(values[TUNE], arms, seeds),
     )
 
 
@@ -129,13 +131,48 @@ def _arms(arms: Any) -> dict[str, Flat]:
     return checked
 
 
-def _seeds(seeds: Any) -> tuple[int, ...]:
+def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
     if not isinstance(seeds, list) or not seeds or not all(_is_count(s) and s < 2**32 for s in seeds):
-        raise ConfigError(f"seeds is {seeds!r}; it must be a list of numbers from 0 to 2³² − 1, such as [0, 1, 2]")
+        raise ConfigError(f"{where} is {seeds!r}; it must be a list of numbers from 0 to 2³² − 1, such as [0, 1, 2]")
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
-        raise ConfigError(f"seeds: {', '.join(map(str, twice))} is listed twice; a repeated run adds no evidence")
+        raise ConfigError(f"{where}: {', '.join(map(str, twice))} is listed twice; a repeated run adds no evidence")
     return tuple(seeds)
+
+
+def _tuning(tune: Any, arms: dict[str, Flat], seeds: tuple[int, ...]) -> Tuning:
+    if not isinstance(tune, dict) or set(tune) != {"grid", "seeds"}:
+        raise ConfigError(
+            f"tune is {tune!r}; it must have the keys grid and seeds, such as "
+            "{grid: {model.optimizer.lr: [1.0e-4, 3.0e-4]}, seeds: [100, 101]}"
+        )
+    grid = tune["grid"]
+    if not isinstance(grid, dict) or not grid:
+        raise ConfigError(f"tune: grid is {grid!r}; it must map dotted keys of fit to lists of values to try")
+    for key, tried in grid.items():
+        _overrides({key: tried}, "tune: grid")
+        if not isinstance(tried, list) or not tried or not all(isinstance(v, int | float | str) for v in tried):
+            raise ConfigError(f"tune: grid: {key} is {tried!r}; it must be a list of numbers, words, true or false")
+        if len({str(value) for value in tried}) < len(tried):
+            raise ConfigError(f"tune: grid: {key} is {tried!r}; a value that is tried twice adds no choice")
+        for arm, settings in arms.items():
+            if key in settings:
+                raise ConfigError(f"tune: grid: {key} is set by arm {arm} as well; leave it out of one of them")
+    tuning = Tuning(grid, _seeds(tune["seeds"], "tune: seeds"))
+    if len(tuning.points()) < 2:
+        raise ConfigError("tune: grid has one setting, and nothing to choose from; give at least two")
+    used = {seed + settings.get(SEED_OFFSET, 0) for seed in seeds for settings in arms.values()}
+    again = [
+        str(seed)
+        for seed in tuning.seeds
+        if any(seed + settings.get(SEED_OFFSET, 0) in used for settings in arms.values())
+    ]
+    if again:
+        raise ConfigError(
+            f"tune: seeds: {', '.join(again)} would be of the result as well, which flatters what was chosen on them; "
+            "take others"
+        )
+    return tuning
 
 
 def _overrides(overrides: Any, where: str) -> Flat:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlvr_pl.cli import resolve
@@ -50,6 +52,56 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What every arm tries before the result's runs.
+
+    Attributes:
+        grid: dotted keys of fit, each with the values to try; the trials are all combinations.
+        seeds: of the trials; none of the result's.
+    """
+
+    grid: dict[str, list[Any]]
+    seeds: tuple[int, ...]
+
+    def points(self) -> list[Flat]:
+        """List the combinations, the last key's values changing fastest."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    def as_written(self) -> dict[str, Any]:
+        """Write it as in a comparison file."""
+        return {"grid": self.grid, "seeds": list(self.seeds)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm at one point of the grid.
+
+    Attributes:
+        val: of each tuning seed, the best accuracy on val (strict, in 0…1), which is that of the checkpoint that the
+            run would report; None where it failed.
+    """
+
+    arm: str
+    settings: Flat
+    val: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over seeds; None where a seed failed, for a setting that may fail is none to choose."""
+        whole = [value for value in self.val if value is not None]
+        return fmean(whole) if len(whole) == len(self.val) else None
+
+    def as_written(self) -> dict[str, Any]:
+        """Write it for ``comparison.yaml``."""
+        return asdict(self) | {"val": list(self.val)}
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Trial:
+        """Read what ``as_written`` wrote."""
+        return cls(row["arm"], dict(row["settings"]), tuple(row["val"]))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The request of a comparison file.
 
@@ -64,6 +116,9 @@ class Comparison:
         devices: the GPUs that they are dealt out to; None leaves the choice to each run.
         allow_unequal_budgets: arms may differ in their rollouts and samples.
         margin: points of accuracy under which two arms count as equivalent.
+        tune: what every arm tries first; None leaves each as it is.
+        trials: what it gave, once it is done.
+        chosen: by arm, the point of the grid that it takes, after its own settings.
     """
 
     folder: Path
@@ -75,6 +130,9 @@ class Comparison:
     devices: tuple[int, ...] | None
     allow_unequal_budgets: bool
     margin: float
+    tune: Tuning | None = None
+    trials: tuple[Trial, ...] = ()
+    chosen: dict[str, Flat] = field(default_factory=dict)
 
     def runs(self, only: Sequence[str] = ()) -> list[Run]:
         """List the runs in their order, all arms of a seed side by side, so that what is done first can be compared.
@@ -117,6 +175,7 @@ class Comparison:
             "trainer.logger.version": run.folder.name,
             "trainer.logger.default_hp_metric": False,
         }
+        arm |= self.chosen.get(run.arm, {})
         changes = (*self.overrides.items(), *arm.items(), *settings.items())
         return ["fit", *(f"--config={file}" for file in self.base), *(_flag(key, value) for key, value in changes)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from rlvr_pl.compare.plan import Comparison, Run
-from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, MARGIN, read_comparison, seed_of
+from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, MARGIN, TUNE, TUNING, read_comparison, seed_of
 from rlvr_pl.run.configuration import Flat, settings_of
 from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.lock import locked
@@ -40,6 +40,7 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
             "seeds": list(seeds),
             "allow_unequal_budgets": comparison.allow_unequal_budgets,
             "margin": comparison.margin,
+            **_tuning(comparison),
             "resolved": {arm: resolved.get(arm) or old["resolved"][arm] for arm in arms},
         }
         with whole_file(comparison.folder / COMPARISON_FILE) as file:
@@ -64,6 +65,12 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
             f"margin is {comparison.margin:g}, and was declared as {declared:g} before the runs in "
             f"{comparison.folder}. Leave it, or give the comparison another folder"
         )
+    tune = None if comparison.tune is None else comparison.tune.as_written()
+    if old is not None and present and old.get(TUNE) != tune:
+        raise ConfigError(
+            f"tune is {tune}, and was {old.get(TUNE)} before the runs in {comparison.folder}. Leave it, or give the "
+            "comparison another folder"
+        )
     changes: dict[str, list[str]] = {}  # difference: the arms that have it
     for arm in dict.fromkeys(run.arm for run in present):
         before = settings_of(old["resolved"].get(arm, {})) if old is not None else {}
@@ -78,6 +85,15 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
             f"{comparison.folder} holds runs with another configuration:{lines}\n"
             "Give the comparison another folder, or move these arms' runs elsewhere"
         )
+
+
+def _tuning(comparison: Comparison) -> dict[str, Any]:
+    if comparison.tune is None:
+        return {}
+    trials = [trial.as_written() for trial in comparison.trials]
+    for trial in trials:
+        trial["chosen"] = comparison.chosen[trial["arm"]] == trial["settings"]
+    return {TUNE: comparison.tune.as_written(), TUNING: trials}
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:

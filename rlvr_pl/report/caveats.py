@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ import pandas as pd
 from rlvr_pl.report.outcomes import Outcomes
 from rlvr_pl.report.study import Study
 from rlvr_pl.report.wording import listed, points
+from rlvr_pl.run.comparison import TUNE, TUNING
 from rlvr_pl.run.configuration import updates_per_rollout
 
 FEW_SEEDS = 5
@@ -40,6 +42,8 @@ def find_caveats(study: Study, outcomes: Outcomes) -> list[Caveat]:
         *_unfinished(study),
         *_few_seeds(study, outcomes),
         *_undeclared_margin(study),
+        *_untuned(study),
+        *_chosen_at_an_end(study),
         *_ceiling_or_floor(outcomes),
         *_chosen_on_val(outcomes),
         *_mixed_environments(study),
@@ -176,6 +180,39 @@ def _undeclared_margin(study: Study) -> Iterator[Caveat]:
             f"That arms are equivalent means within ±{points(study.margin)} points, which is the default. Nothing in "
             "the folder says that it was chosen before the runs.",
         )
+
+
+def _untuned(study: Study) -> Iterator[Caveat]:
+    losses = {str(study.settings[arm].get("model.loss.class_path")) for arm in study.arms if arm in study.settings}
+    if len(losses) > 1 and TUNE not in study.comparison:
+        yield Caveat(
+            "The arms were not tuned",
+            "One learning rate for all takes another step with each objective, and favours the one that it happens to "
+            "suit. Let every arm choose from the same grid: tune in the comparison file.",
+        )
+
+
+def _chosen_at_an_end(study: Study) -> Iterator[Caveat]:
+    trials = study.comparison.get(TUNING, [])
+    found = []
+    for trial in trials:
+        for key, value in trial["settings"].items() if trial["chosen"] else ():
+            tried = {_number(other["settings"][key]) for other in trials if other["arm"] == trial["arm"]}
+            if len(tried) > 2 and _number(value) in (min(tried), max(tried)):
+                found.append(f"{trial['arm']} took {key} {value}")
+    if found:
+        yield Caveat(
+            "A choice at an end of what was tried",
+            f"{'; '.join(found)}. Beyond it may lie a better one: widen the grid.",
+        )
+
+
+def _number(value: Any) -> float:
+    """A number; NaN, which is at no end, for a word."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _ceiling_or_floor(outcomes: Outcomes) -> Iterator[Caveat]:

@@ -191,6 +191,39 @@ def _rows(axes: Axes, names: list[str]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
+def sensitivity(values: pd.DataFrame, arms: Mapping[str, Style], setting: str) -> Figure:
+    """Draw accuracy on val over a setting that every arm tried: the mean over seeds, in a band from lowest to highest.
+
+    Args:
+        values: a row per run of a trial: arm, x (the setting's value), value (in 0..1).
+        arms: those to draw, with their styles.
+        setting: its name.
+    """
+    figure, axes = _panel("Accuracy on val over what was tried", setting)
+    for arm, style in arms.items():
+        band = values[values["arm"] == arm].groupby("x")["value"].agg(["mean", "min", "max"])
+        if len(band):
+            axes.fill_between(band.index, band["min"], band["max"], color=style.colour, alpha=0.15, linewidth=0)
+            axes.plot(
+                band.index,
+                band["mean"],
+                color=style.colour,
+                linestyle=style.line,
+                linewidth=1.6,
+                marker=style.marker,
+                markersize=4.5,
+                label=_name(arm),
+            )
+    tried = np.unique(values["x"])
+    if tried[0] > 0 and tried[-1] >= 4 * tried[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(tried, [f"{x:g}" for x in tried])
+    _percent(axes.yaxis)
+    _legend(figure, axes)
+    return figure
+
+
 FLIP_COLOURS = {"always solved": "#56B4E9", "fixed": "#0072B2", "broken": "#D55E00", "never solved": "#CCCCCC"}
 
 

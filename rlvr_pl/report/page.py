@@ -77,6 +77,7 @@ def _context(analysis: Analysis, pictures: dict[str, Any], files: list[str]) -> 
         "accuracy_table": tables.accuracy_table(analysis),
         "gain_table": tables.gain_table(analysis),
         "pair_table": tables.pair_table(analysis),
+        "tuning_table": tables.tuning_table(study),
         "efficiency_table": tables.efficiency_table(analysis),
         "flip_table": tables.flip_table(analysis) if analysis.arms else None,
         "never_solved": _never_solved(analysis),

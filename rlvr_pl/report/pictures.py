@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,7 +17,7 @@ from rlvr_pl.report import figures
 from rlvr_pl.report.analysis import Analysis
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.study import Study
-from rlvr_pl.run.comparison import FIGURES
+from rlvr_pl.run.comparison import FIGURES, TUNING
 from rlvr_pl.run.files import whole_file
 
 # What training logs, as far as a comparison of objectives asks for it: tag, title, in percent.
@@ -69,6 +70,7 @@ def draw_pictures(analysis: Analysis) -> dict[str, Any]:
     """Draw all pictures of a report, by the section that shows them."""
     return {
         "outcome": list(_outcome_pictures(analysis)),
+        "tuning": list(_tuning_pictures(analysis.study)),
         "accuracy": {name: list(_accuracy_pictures(analysis.study, name)) for name in _BUDGET_AXES},
         "diagnostics": list(_diagnostic_pictures(analysis.study)),
         "flips": list(_flip_pictures(analysis)),
@@ -119,6 +121,25 @@ def _outcome_pictures(analysis: Analysis) -> Iterator[Picture]:
             title = f"Differences in final {outcomes.split} accuracy, {metric}"
             alt = f"{title}: {'; '.join(f'{name} {100 * d.value:+.1f} points' for name, d in pairs.items())}"
             yield _picture(f"differences_{metric}", alt, figures.differences(pairs, title))
+
+
+def _tuning_pictures(study: Study) -> Iterator[Picture]:
+    """A picture for each setting of the grid whose values are numbers, the others at their best with each of them."""
+    styles = figures.styles(study.arms)
+    trials = [trial for trial in study.comparison.get(TUNING, []) if None not in trial["val"]]
+    for key in trials[0]["settings"] if trials else ():
+        at: dict[tuple[str, float], list[float]] = {}
+        for trial in trials:
+            try:
+                place = trial["arm"], float(trial["settings"][key])
+            except (TypeError, ValueError):
+                break  # words have no order
+            at[place] = max(at.get(place, []), trial["val"], key=lambda runs: sum(runs))
+        else:
+            rows = [(arm, x, value) for (arm, x), runs in at.items() for value in runs]
+            values = pd.DataFrame(rows, columns=["arm", "x", "value"])
+            alt = f"Accuracy on val over {key}: a line for each of {', '.join(values['arm'].unique())}"
+            yield _picture(f"tuning_{key.rpartition('.')[2]}", alt, figures.sensitivity(values, styles, key))
 
 
 def _accuracy_pictures(study: Study, budget: str) -> Iterator[Picture]:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from rlvr_pl.report.run_files import RECORD_COLUMNS, read_evaluation, read_scalars
-from rlvr_pl.run.comparison import MARGIN, SEED_OFFSET, read_comparison, seed_of
+from rlvr_pl.run.comparison import MARGIN, SEED_OFFSET, TUNING, read_comparison, seed_of
 from rlvr_pl.run.configuration import flatten, read_config, samples_per_rollout, settings_of, updates_per_rollout
 from rlvr_pl.run.folder import BEST_MODEL, CONFIG, EVALUATIONS, RUN_FILE
 from rlvr_pl.run.records import find_records
@@ -134,13 +134,13 @@ def _read_comparison(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """Every folder with a run in it, in an order in which version_10 comes after version_9."""
+    """Every folder with a run in it, in an order in which version_10 comes after version_9; no trials of a tuning."""
     found = []
     for path, names, files in os.walk(folder):
         if CONFIG in files or RUN_FILE in files or EVALUATIONS in names:
             found.append(Path(path))
             names.clear()
-        names[:] = [name for name in names if not name.startswith(".")]
+        names[:] = [name for name in names if not name.startswith(".") and name != TUNING]
     return sorted(found, key=lambda path: [(len(part), part) for part in path.parts])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,8 @@ from rlvr_pl.report.analysis import BUDGETS, Analysis
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.statistics import BudgetToReach
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import MISSING, amount, brackets, p_value, with_interval
+from rlvr_pl.report.wording import MISSING, amount, brackets, listed, p_value, points, with_interval
+from rlvr_pl.run.comparison import TUNE, TUNING
 from rlvr_pl.run.folder import CONFIG
 
 BUDGET_NAMES = {"samples": "samples", "completion_tokens": "tokens", "train_seconds": "seconds"}
@@ -134,6 +136,28 @@ def _reached(budget: BudgetToReach | None) -> str:
     return amount(budget.median) + missed
 
 
+def tuning_table(study: Study) -> Table:
+    """Tabulate the whole grid that the arms tried, and what each took; without rows where they did not."""
+    trials = study.comparison.get(TUNING, [])
+    if not trials:
+        return Table("", [], [])
+    keys = list(trials[0]["settings"])
+    rows = []
+    for trial in trials:
+        whole = [value for value in trial["val"] if value is not None]
+        mean = points(fmean(whole)) if len(whole) == len(trial["val"]) else MISSING
+        runs = ", ".join("failed" if value is None else points(value) for value in trial["val"])
+        settings = [str(trial["settings"][key]) for key in keys]
+        rows.append([trial["arm"], *settings, mean, runs, "chosen" if trial["chosen"] else ""])
+    seeds = study.comparison[TUNE]["seeds"]
+    caption = (
+        f"What every arm tried before the result's runs, with seeds {listed([str(seed) for seed in seeds])}, none of "
+        "the result's: strict accuracy on val in percent, of each run's best checkpoint. Each arm took the "
+        "setting with the best mean. The test split was not evaluated."
+    )
+    return Table(caption, ["arm", *keys, "mean", "runs", ""], rows, labels=1 + len(keys))
+
+
 def flip_table(analysis: Analysis) -> Table:
     """Tabulate what became of the questions, in numbers of them."""
     counts = analysis.flips.pivot(index=["arm", "metric"], columns="kind", values="questions")
@@ -225,7 +249,7 @@ def environment_table(study: Study) -> Table:
 def commands(study: Study) -> str:
     """Write what to type to run it again, and for a comparison the file to type it with."""
     if study.comparison:
-        given = {key: value for key, value in study.comparison.items() if key != "resolved"}
+        given = {key: value for key, value in study.comparison.items() if key not in ("resolved", TUNING)}
         file = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
         return f"# compare.yaml\n{file}\npython -m rlvr_pl compare --config compare.yaml"
     first = study.runs.drop_duplicates("arm").dropna(subset="path")

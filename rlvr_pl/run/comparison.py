@@ -6,6 +6,7 @@
         comparison.yaml     what was compared: base, arms, seeds, and every arm's whole configuration
         comparison.lock     who writes comparison.yaml or the report
         GSPO/seed_0/        a run, as run/folder.py describes it
+        tuning/             the runs that chose each arm's settings, a comparison of their own
         report.html         the report; report.md and figures/ are the same, data/ is what both stand on
 """
 
@@ -22,6 +23,8 @@ COMPARISON_FILE, COMPARISON_LOCK = "comparison.yaml", "comparison.lock"
 REPORT_HTML, REPORT_MARKDOWN = "report.html", "report.md"
 FIGURES, DATA = "figures", "data"
 _SEED = "seed_"
+
+TUNE, TUNING = "tune", "tuning"  # in comparison.yaml: what to try, and what it gave; its runs are in a folder "tuning"
 
 MARGIN = 2.0  # points of accuracy under which arms count as equivalent, unless the comparison says otherwise
 SEED_OFFSET = "seed_offset"  # of an arm in comparison.yaml: what is added to its seeds; no key of fit

@@ -11,6 +11,12 @@ from rlvr_pl.compare.comparison_file import load_comparison
 from rlvr_pl.types import ConfigError
 from tests.helpers.comparisons import plan
 
+LR = {"model.optimizer.lr": [1e-4, 2e-4]}
+
+
+def tuned(grid: dict[str, Any], seeds: tuple[int, ...] | list[int] = (100, 101)) -> dict[str, Any]:
+    return {"tune": {"grid": grid, "seeds": list(seeds)}}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -46,6 +52,23 @@ from tests.helpers.comparisons import plan
         ({"devices": ["cuda:0"]}, r"devices is \['cuda:0'\]; it must be a list of GPU numbers"),
         ({"margin": 0}, r"margin is 0; it must be a number of points of accuracy, such as 2\.0"),
         ({"margin": "2 %"}, "margin is '2 %'"),
+        ({"arms": {"tuning": {}}}, "arms: 'tuning' cannot name a folder of its own"),
+        ({"tune": {"grid": LR}}, "tune is .* must have the keys grid and seeds, such as"),
+        (tuned({}), r"tune: grid is \{\}; it must map"),
+        (tuned({"model.optimizer.lr": 1e-4}), r"tune: grid: model\.optimizer\.lr is 0\.0001; it must be a list"),
+        (tuned({"model.optimizer.lr": [1e-4]}), "tune: grid has one setting, and nothing to choose from"),
+        (tuned({"model.optimizer.lr": [1e-4, 1e-4]}), "tried twice adds no choice"),
+        (tuned({"trainer.logger.name": ["a", "b"]}), r"tune: grid: trainer\.logger\.name belongs to a single run"),
+        (tuned(LR, seeds=[7, 7]), "tune: seeds: 7 is listed twice"),
+        (tuned(LR, seeds=[0, 7]), "tune: seeds: 0 would be of the result as well.*take others"),
+        (
+            tuned(LR) | {"arms": {"A": {"model.optimizer.lr": 1e-4}}},
+            r"tune: grid: model\.optimizer\.lr is set by arm A as well",
+        ),
+        (
+            tuned(LR, seeds=[100]) | {"arms": {"A": {}, "B": {"seed_offset": 100}}},
+            "tune: seeds: 100 would be of the result",
+        ),
         ({"allow_unequal_budgets": "yes"}, "allow_unequal_budgets is 'yes'; it must be true or false"),
     ],
 )

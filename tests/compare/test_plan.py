@@ -42,7 +42,10 @@ def test_unequal_budgets_can_be_allowed(tmp_path: Path) -> None:
 
 
 def test_an_arm_is_the_base_then_the_overrides_then_its_own(tmp_path: Path) -> None:
-    arms = {"A": {}, "B": {"model.loss": "GRPO", "model.loss.beta": 0.1, "model.optimizer.lr": "2e-4"}}
+    arms = {
+        "A": {"model.loss": "GSPO"},
+        "B": {"model.loss": "GRPO", "model.loss.beta": 0.1, "model.optimizer.lr": "2e-4"},
+    }
     rewards = [{"function": "rlvr_pl.rewards.correctness", "weight": 0.5}]
     overrides = {"model.optimizer.lr": 1e-4, "model.rewards": rewards}
     a, b = plan(tmp_path, arms=arms, overrides=overrides).resolve().values()

@@ -42,7 +42,7 @@ def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) 
         begin(changed, changed.resolve())
     assert str(refused.value).splitlines()[1:3] == [
         "  GRPO, GSPO: data.max_rollouts: 24 → 12",
-        "  GRPO, GSPO: model.optimizer.init_args.lr: 6e-05 → 0.0001",
+        "  GRPO, GSPO: model.optimizer.init_args.lr: 0.0003 → 0.0001",
     ]
     assert (tmp_path / "runs" / "comparison.yaml").read_text() == before
 

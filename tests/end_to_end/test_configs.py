@@ -16,6 +16,7 @@ from tests.helpers.paths import CONFIGS
 from tests.helpers.runs import read_scalars
 
 OBJECTIVES = {"grpo": "GRPO", "dr_grpo": "DrGRPO", "gspo": "GSPO"}
+GSPO_BAND = {"compare": (3e-4, 4e-4), "compare_embedded": (3e-3, 4e-3)}
 COMPARISONS = {"compare": 15, "compare_embedded": 15, "compare_published": 3}  # and how many runs each has
 
 
@@ -47,7 +48,7 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[
 
 def test_every_configuration_is_run_here() -> None:
     names = {file.stem for file in CONFIGS.glob("*.yaml")}
-    assert names == {*OBJECTIVES, *COMPARISONS, "compare_aa", "embedded", "published", "quickstart", "qwen_gsm8k"}
+    assert names == {*OBJECTIVES, *COMPARISONS, "compare_controls", "embedded", "published", "quickstart", "qwen_gsm8k"}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -97,7 +98,7 @@ def test_the_three_objectives_differ_in_nothing_else(capsys: pytest.CaptureFixtu
     assert configs["grpo"] == configs["dr_grpo"] == configs["gspo"]
 
 
-@pytest.mark.parametrize("source", ["gspo", "quickstart"])
+@pytest.mark.parametrize("source", ["gspo", "dr_grpo"])
 def test_an_objective_swapped_on_the_command_line_brings_its_own_clip_and_keeps_beta(
     source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,18 +137,28 @@ def test_a_comparison_s_arms_differ_in_the_objective_alone(name: str, monkeypatc
     assert list(resolved) == ["GSPO", "GRPO", "DrGRPO"]
     assert resolved["GSPO"] == resolved["GRPO"] == resolved["DrGRPO"]
     beta, clip = {"model.loss.init_args.beta"}, {"model.loss.init_args.clip_low", "model.loss.init_args.clip_high"}
-    expected = ({0.04}, {0.1}) if name == "compare_published" else ({0.0}, {3e-4, 4e-4, 0.2})
+    expected = ({0.04}, {0.1}) if name == "compare_published" else ({0.0}, {*GSPO_BAND[name], 0.2})
     values = [{loss[key] for loss in losses.values() for key in keys} for keys in (beta, clip)]
     assert tuple(values) == expected, "one beta; each objective's own clip range, or the published one in all arms"
 
 
-def test_the_aa_study_runs_one_objective_of_the_embedded_comparison_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_comparison_tunes_every_arm_alike() -> None:
+    tune = load_comparison(CONFIGS / "compare_embedded.yaml").tune
+    assert tune is not None
+    assert (len(tune.points()), len(tune.seeds)) == (4, 2)
+
+
+def test_the_controls_are_one_arm_of_the_embedded_comparison_again_and_at_a_tenth_of_its_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    study = load_comparison(CONFIGS / "compare_aa.yaml")
-    assert len(study.runs()) == 10
-    first, second = study.resolve().values()
+    study = load_comparison(CONFIGS / "compare_controls.yaml")
+    assert len(study.runs()) == 15
+    first, second, tenth = study.resolve().values()
     assert second == first | {"seed_offset": 1000}
-    assert first == load_comparison(CONFIGS / "compare_embedded.yaml").resolve()["GSPO"]
+    rate = "model.optimizer.init_args.lr"
+    assert (first[rate], tenth[rate], tenth) == (3e-4, 3e-5, first | {rate: 3e-5})
+    assert first == load_comparison(CONFIGS / "compare_embedded.yaml").resolve()["GRPO"]
 
 
 def test_a_run_of_the_embedded_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,9 @@ def write_run(
     return run
 
 
+RATES = [1e-4, 2e-4, 4e-4]
+
+
 def write_plan(root: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """``comparison.yaml``, as ``compare`` writes it."""
     plan = {
@@ -227,6 +230,12 @@ def write_plan(root: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
         "arms": {arm: {"model.loss": arm} for arm in arms},
         "seeds": list(seeds),
         "margin": 2.0,
+        "tune": {"grid": {"model.optimizer.lr": RATES}, "seeds": [100, 101]},
+        "tuning": [
+            {"arm": arm, "settings": {"model.optimizer.lr": lr}, "val": [0.5 - d, 0.52 - d], "chosen": d == 0}
+            for arm in arms
+            for lr, d in zip(RATES, (0.25, 0.0, 0.125), strict=True)
+        ],
         "resolved": {arm: CONFIG | LOSSES.get(arm, {}) for arm in arms},
     }
     (root / "comparison.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")

@@ -186,7 +186,8 @@ def test_runs_that_answered_other_questions(sound: tuple[Study, Outcomes]) -> No
 
 def test_an_undeclared_margin(sound: tuple[Study, Outcomes]) -> None:
     study, outcomes = sound
-    (caveat,) = find_caveats(replace(study, comparison={}), outcomes)
+    (caveat, untuned) = find_caveats(replace(study, comparison={}), outcomes)
+    assert untuned.title == "The arms were not tuned"
     assert caveat.title == "The margin was not declared"
     assert "±2.0 points" in caveat.text
     assert find_caveats(replace(study, comparison={}, arms=study.arms[:1]), outcomes) == []

@@ -1,0 +1,115 @@
+"""An equal chance for every arm: each tries the same grid on seeds of its own, and takes what is best on val.
+
+The trials are a comparison of their own in the folder ``tuning``: arms × settings × tuning seeds, which are none of the
+seeds of the result. They never see the test split. What was chosen is written into ``comparison.yaml`` with the whole
+grid's accuracies, and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.table import Table
+
+from rlvr_pl.compare.plan import Comparison, Run, Trial
+from rlvr_pl.report.run_files import read_scalars
+from rlvr_pl.run.comparison import TUNE, TUNING, read_comparison
+from rlvr_pl.run.configuration import Flat
+from rlvr_pl.types import ConfigError
+
+_VAL = "val/accuracy"
+
+
+def plan_trials(comparison: Comparison) -> Comparison:
+    """Make the comparison of every arm at every point of the grid, as far as no choice is recorded yet."""
+    assert comparison.tune is not None
+    arms = {
+        _name(arm, point): overrides | point
+        for arm, overrides in comparison.arms.items()
+        if arm not in comparison.chosen
+        for point in comparison.tune.points()
+    }
+    return replace(
+        comparison,
+        folder=comparison.folder / TUNING,
+        arms=arms,
+        seeds=comparison.tune.seeds,
+        overrides=comparison.overrides | {"report_test": False},
+        tune=None,
+    )
+
+
+def _name(arm: str, point: Flat) -> str:
+    """Name an arm at a point after the last parts of its keys, ``GSPO+lr=0.0001``; the whole keys where those clash."""
+    short = {key.rpartition(".")[2]: value for key, value in point.items()}
+    return "+".join([arm, *(f"{key}={value}" for key, value in (short if len(short) == len(point) else point).items())])
+
+
+def collect_trials(comparison: Comparison) -> list[Trial]:
+    """Read what the trials reached on val: of each run, the accuracy of its best checkpoint.
+
+    Raises:
+        ConfigError: if every setting of an arm has failed with some seed.
+    """
+    assert comparison.tune is not None
+    runs = {(run.arm, run.seed): run for run in plan_trials(comparison).runs()}
+    found = []
+    for arm in comparison.arms:
+        if arm in comparison.chosen:
+            continue
+        of_arm = [
+            Trial(arm, point, tuple(_best_on_val(runs[_name(arm, point), seed]) for seed in comparison.tune.seeds))
+            for point in comparison.tune.points()
+        ]
+        if all(trial.mean is None for trial in of_arm):
+            raise ConfigError(
+                f"tune: each setting of {arm} failed with some seed; see output.log of the runs in "
+                f"{comparison.folder / TUNING}"
+            )
+        found += of_arm
+    return found
+
+
+def _best_on_val(run: Run) -> float | None:
+    """Find the accuracy of the checkpoint that the run would report; None where it has not finished."""
+    if not run.finished:
+        return None
+    scalars, _ = read_scalars(run.folder)
+    return float(scalars.loc[scalars["tag"] == _VAL, "value"].max())
+
+
+def with_trials(comparison: Comparison, trials: Sequence[Trial]) -> Comparison:
+    """Add trials, and with them each arm's choice: the setting with the best mean on val, the first of equals."""
+    chosen = dict(comparison.chosen)
+    for arm in dict.fromkeys(trial.arm for trial in trials):
+        whole = [trial for trial in trials if trial.arm == arm and trial.mean is not None]
+        chosen[arm] = max(whole, key=lambda trial: trial.mean or 0.0).settings
+    return replace(comparison, chosen=chosen, trials=(*comparison.trials, *trials))
+
+
+def with_recorded_trials(comparison: Comparison) -> Comparison:
+    """Take the trials that ``comparison.yaml`` records of the same grid and seeds."""
+    if comparison.tune is None:
+        return comparison
+    record = read_comparison(comparison.folder) or {}
+    if record.get(TUNE) != comparison.tune.as_written():
+        return comparison
+    trials = [Trial.read(row) for row in record.get(TUNING, []) if row["arm"] in comparison.arms]
+    return with_trials(comparison, trials)
+
+
+def trial_table(trials: Sequence[Trial], chosen: dict[str, Flat]) -> Table:
+    """Tabulate the grid: what each arm reached on val with each setting, and what it takes."""
+    table = Table(title="Tuning: accuracy on val (strict, best checkpoint), mean over tuning seeds")
+    table.add_column("arm")
+    keys = list(trials[0].settings)
+    for key in keys:
+        table.add_column(key, justify="right")
+    table.add_column("accuracy", justify="right")
+    table.add_column("")
+    for trial in trials:
+        settings = (str(trial.settings[key]) for key in keys)
+        mean = "failed" if trial.mean is None else f"{trial.mean:.1%}"
+        table.add_row(trial.arm, *settings, mean, "chosen" if chosen[trial.arm] == trial.settings else "")
+    return table
