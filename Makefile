@@ -14,7 +14,7 @@ $(READY): requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-quickstart: $(READY) ## train GSPO on the embedded default: about 2 minutes on two cores
+quickstart: $(READY) ## train GRPO on the embedded default: about a minute on two cores
 	$(BIN)/python -m rlvr_pl fit --config configs/quickstart.yaml
 
 test: $(READY) ## run the whole test suite
@@ -28,7 +28,7 @@ check: $(READY) ## lint, format and type-check
 notebooks: $(READY) ## execute the notebooks again and save them with their outputs
 	$(BIN)/python -m tests.helpers.notebooks
 
-embedded: $(READY) ## make the embedded model again: about 25 minutes on two cores
+embedded: $(READY) ## make the embedded model again: about 40 minutes on two cores
 	$(BIN)/python -m rlvr_pl.embedded.pretrain
 
 benchmark: $(READY) ## time the reward functions and the rollout engine: about 40 minutes on two cores

@@ -25,7 +25,7 @@ def plan_trials(comparison: Comparison) -> Comparison:
     """Make the comparison of every arm at every point of the grid, as far as no choice is recorded yet."""
     assert comparison.tune is not None
     arms = {
-        _name(arm, point): overrides | point
+        _name(arm, point): overrides | point | {"report_test": False}
         for arm, overrides in comparison.arms.items()
         if arm not in comparison.chosen
         for point in comparison.tune.points()
@@ -35,7 +35,6 @@ def plan_trials(comparison: Comparison) -> Comparison:
         folder=comparison.folder / TUNING,
         arms=arms,
         seeds=comparison.tune.seeds,
-        overrides=comparison.overrides | {"report_test": False},
         tune=None,
     )
 

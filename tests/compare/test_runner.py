@@ -207,6 +207,48 @@ def test_the_dry_run_measures_and_leaves_nothing(
     assert "what is left of 3 runs about" in shown
 
 
+TUNE = {"grid": {"model.optimizer.lr": [1e-12, 1e-3]}, "seeds": [5]}  # the first learns nothing
+
+
+def test_arms_are_tuned_first_and_the_choice_is_made_once(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = {name: {"model.loss": loss, "report_test": True} for name, loss in (("A", "GSPO"), ("B", "GRPO"))}
+    file = write(tmp_path, policy, arms, [0], processes=2, tune=TUNE)
+    main(["compare", "--config", str(file)])
+    shown = capsys.readouterr().out
+    assert "Tuning: 4 settings × 1 seeds" in shown
+    runs = tmp_path / "runs"
+    record = yaml.safe_load((runs / "comparison.yaml").read_text())
+    assert len(record["tuning"]) == 4
+    for arm in arms:
+        trials = {row["settings"]["model.optimizer.lr"]: row for row in record["tuning"] if row["arm"] == arm}
+        for rate, row in trials.items():
+            folder = runs / "tuning" / f"{arm}+lr={rate}" / "seed_5"
+            assert not list((folder / "evaluations").glob("test-*")), "the test split chooses nothing"
+            assert len(row["val"]) == 1
+        chosen = next(rate for rate, row in trials.items() if row["chosen"])
+        assert trials[chosen]["val"] == max(row["val"] for row in trials.values())
+        config = yaml.safe_load((runs / arm / "seed_0" / "config.yaml").read_text())
+        assert config["model"]["optimizer"]["init_args"]["lr"] == chosen
+        assert list((runs / arm / "seed_0" / "evaluations").glob("test-*"))
+    before = {log: log.stat().st_size for log in runs.rglob("output.log")}
+    assert len(before) == 6
+    main(["compare", "--config", str(file)])
+    assert {log: log.stat().st_size for log in runs.rglob("output.log")} == before
+    assert "Tuning" not in capsys.readouterr().out
+
+
+def test_a_dry_run_plans_the_tuning_as_well(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, policy, {"A": {}, "B": {"model.loss": "GSPO"}}, [0, 1], tune=TUNE)
+    before = sorted(tmp_path.rglob("*"))
+    main(["compare", "--config", str(file), "--dry-run"])
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = capsys.readouterr().out
+    assert shown.index("A+lr=1e-12") < shown.index("Then, each arm with what is best on val:")
+    assert shown.index("Then, each arm") < shown.index("what is left of 4 runs about", shown.index("Then, each arm"))
+
+
 def test_the_slurm_script_runs_the_part_of_its_task(policy: str, tmp_path: Path) -> None:
     script = ROOT / "examples" / "compare.slurm"
     file = write(tmp_path, policy, {"A": {}, "B": {"model.loss": "GRPO"}}, [0, 7])
