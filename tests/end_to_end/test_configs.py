@@ -116,7 +116,7 @@ def test_quickstart_runs_and_ends_with_its_table(tmp_path: Path, capsys: pytest.
     main(small(tmp_path, "quickstart"))
     shown = capsys.readouterr().out
     run = tmp_path / "quickstart" / "version_0"
-    for line in ("GSPO: 2 rollouts", "strict (in the tags)", "flexible (last number)", f"tensorboard --logdir {run}"):
+    for line in ("GRPO: 2 rollouts", "strict (in the tags)", "flexible (last number)", f"tensorboard --logdir {run}"):
         assert line in shown
     for place in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best_model/config.json", "config.yaml"):
         assert (run / place).is_file()

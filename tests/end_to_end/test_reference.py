@@ -6,8 +6,9 @@ import pandas as pd
 
 from rlvr_pl.report.analysis import analyse
 from rlvr_pl.report.study import load_study
-from rlvr_pl.report.tables import accuracy_table, pair_table
+from rlvr_pl.report.tables import accuracy_table, pair_table, tuning_table
 from rlvr_pl.report.two_way import Estimate
+from rlvr_pl.report.verdict import verdict
 from rlvr_pl.report.wording import p_value, with_interval
 from tests.helpers.paths import ROOT
 
@@ -26,7 +27,14 @@ def test_the_readme_shows_the_results_of_the_embedded_comparison() -> None:
     text = " ".join(README.split())
     for pair, _, _, difference, *_ in pairs:
         assert f"{pair} {difference}" in text.replace("is ", "").replace(" points", "")
-    assert all(pair.comparison.corrected_p_value > 0.05 for pair in analysis.pairs_by("strict"))
+    for _, _, _, _, simultaneous, *_ in pairs:
+        assert simultaneous in text
+    assert verdict(analysis).startswith("In final test accuracy, DrGRPO beat GSPO by 2.4 points")
+    rows: dict[str, list[str]] = {}
+    for arm, _, mean, _, chosen in tuning_table(study).rows:
+        rows.setdefault(arm, []).append(f"**{mean}**" if chosen else mean)
+    for arm, means in rows.items():
+        assert f"| {arm} | {' | '.join(means)} |" in README
 
 
 def test_the_readme_shows_the_result_of_the_aa_study() -> None:
