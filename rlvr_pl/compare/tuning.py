@@ -88,13 +88,15 @@ def with_trials(comparison: Comparison, trials: Sequence[Trial]) -> Comparison:
 
 
 def with_recorded_trials(comparison: Comparison) -> Comparison:
-    """Take the trials that ``comparison.yaml`` records of the same grid and seeds."""
+    """Take the trials that ``comparison.yaml`` records, of arms that are still what they were then."""
     if comparison.tune is None:
         return comparison
     record = read_comparison(comparison.folder) or {}
-    if record.get(TUNE) != comparison.tune.as_written():
+    now = (comparison.tune.as_written(), list(comparison.base), comparison.overrides)
+    if (record.get(TUNE), record.get("base"), record.get("overrides")) != now:
         return comparison
-    trials = [Trial.read(row) for row in record.get(TUNING, []) if row["arm"] in comparison.arms]
+    same = [arm for arm, settings in comparison.arms.items() if record["arms"].get(arm) == settings]
+    trials = [Trial.read(row) for row in record.get(TUNING, []) if row["arm"] in same]
     return with_trials(comparison, trials)
 
 

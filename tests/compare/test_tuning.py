@@ -126,6 +126,22 @@ def test_a_new_arm_is_tuned_alone(tmp_path: Path) -> None:
     assert {run.arm.partition("+")[0] for run in plan_trials(more).runs()} == {"DrGRPO"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"arms": {"GSPO": {"model.loss": "GSPO"}, "GRPO": {"model.loss": "GRPO", "model.loss.beta": 0.1}}}, {"GSPO"}),
+        ({"overrides": {"data.max_rollouts": 12}}, set()),
+    ],
+)
+def test_what_was_chosen_for_other_settings_is_chosen_anew(
+    changes: dict[str, Any], kept: set[str], tmp_path: Path
+) -> None:
+    comparison = tuned(tmp_path)
+    chosen = with_trials(comparison, trials_of(comparison, best=2e-4))
+    begin(chosen, chosen.resolve())
+    assert set(with_recorded_trials(tuned(tmp_path, **changes)).chosen) == kept
+
+
 def test_another_grid_is_refused_once_there_are_runs(tmp_path: Path) -> None:
     comparison = tuned(tmp_path)
     chosen = with_trials(comparison, trials_of(comparison, best=2e-4))
