@@ -23,10 +23,9 @@ from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Costs, Workload, duration, make_display
 from rlvr_pl.compare.record import begin, check_unchanged
 from rlvr_pl.compare.runner import Outcome, Runner, child_environment, last_lines, start
-from rlvr_pl.compare.tuning import collect_trials, plan_trials, trial_table, with_recorded_trials, with_trials
+from rlvr_pl.compare.tuning import plan_trials, trial_table, with_recorded_trials, with_trials
 from rlvr_pl.report.command import report_on
 from rlvr_pl.run.checkpoints import Interrupted
-from rlvr_pl.run.configuration import Flat
 from rlvr_pl.run.folder import OUTPUT
 from rlvr_pl.run.lock import is_locked
 from rlvr_pl.run.state import RunState, read_run_state
@@ -85,41 +84,36 @@ def compare_command(arguments: Sequence[str]) -> None:
     comparison = with_recorded_trials(comparison)
     runs = comparison.runs(parsed.only)
     print(f"Checking {len(comparison.arms)} arms …", flush=True)
-    resolved = comparison.resolve()
-    check_unchanged(comparison, resolved)
-    if parsed.dry_run and found_by is not None:
-        Console().print(found_by)
-    if comparison.tune is not None and set(comparison.arms) - set(comparison.chosen):
-        trials = plan_trials(comparison)
-        resolved_trials = trials.resolve()
-        if parsed.dry_run:
-            dry_run(trials, trials.runs(), workloads_of(resolved_trials))
-            Console().print("Then, each arm with what is best on val:", highlight=False)
-        else:
-            begin(trials, resolved_trials)
-            comparison = tune(comparison, trials, workloads_of(resolved_trials))
-            resolved = comparison.resolve()
+    check_unchanged(comparison)
+    trials = plan_trials(comparison)
     if parsed.dry_run:
-        dry_run(comparison, runs, workloads_of(resolved))
+        if found_by is not None:
+            Console().print(found_by)
+        if trials is not None:
+            dry_run(trials, trials.runs())
+            Console().print("Then, each arm with what is best on val:", highlight=False)
+        dry_run(comparison, runs)
         return
-    begin(comparison, resolved)
-    compare(comparison, runs, workloads_of(resolved))
+    if trials is not None:
+        comparison = tune(comparison, trials)
+    begin(comparison)
+    compare(comparison, runs)
 
 
-def workloads_of(resolved: Mapping[str, Flat]) -> dict[str, Workload]:
+def workloads_of(comparison: Comparison) -> dict[str, Workload]:
     """Count what each arm's runs consist of."""
-    return {arm: Workload.of(config) for arm, config in resolved.items()}
+    return {arm: Workload.of(config) for arm, config in comparison.resolved.items()}
 
 
-def tune(comparison: Comparison, trials: Comparison, workloads: Mapping[str, Workload]) -> Comparison:
-    """Run the trials that are not finished, and choose each arm's settings."""
+def tune(comparison: Comparison, trials: Comparison) -> Comparison:
+    """Run the trials that are not finished, and let each arm choose its settings."""
     console = Console()
-    runs = trials.runs()
+    begin(trials)
     console.print(f"Tuning: {len(trials.arms)} settings × {len(trials.seeds)} seeds", highlight=False)
-    run_all(trials, runs, workloads, console)
-    tuned = with_trials(comparison, collect_trials(comparison))
-    console.print(trial_table(tuned.trials, tuned.chosen))
-    return tuned
+    run_all(trials, trials.runs(), console)
+    comparison = with_trials(comparison, trials)
+    console.print(trial_table(comparison.trials))
+    return comparison
 
 
 def in_parallel(comparison: Comparison, processes: int | None, devices: str | None) -> Comparison:
@@ -135,10 +129,10 @@ def in_parallel(comparison: Comparison, processes: int | None, devices: str | No
     return comparison
 
 
-def compare(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload]) -> None:
+def compare(comparison: Comparison, runs: Sequence[Run]) -> None:
     """Run what is not finished, then write the report."""
     console = Console()
-    outcome = run_all(comparison, runs, workloads, console)
+    outcome = run_all(comparison, runs, console)
     try:
         report_on(comparison.folder)
     except ConfigError as error:
@@ -149,15 +143,13 @@ def compare(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str,
         sys.exit(1)
 
 
-def run_all(
-    comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload], console: Console
-) -> Outcome:
+def run_all(comparison: Comparison, runs: Sequence[Run], console: Console) -> Outcome:
     """Run what is not finished, and say what failed.
 
     Raises:
         Interrupted: once every run has written what it goes on from.
     """
-    outcome = Runner(comparison, runs, workloads).work(make_display(console))
+    outcome = Runner(comparison, runs, workloads_of(comparison)).work(make_display(console))
     for run, why in outcome.failed.items():
         console.print(f"\n{run} failed: {why}", highlight=False, markup=False, soft_wrap=True)
     if outcome.interrupted:
@@ -170,9 +162,10 @@ def run_all(
 # The dry run
 
 
-def dry_run(comparison: Comparison, runs: Sequence[Run], workloads: Mapping[str, Workload]) -> None:
+def dry_run(comparison: Comparison, runs: Sequence[Run]) -> None:
     """Print what ``compare`` would do, then measure a rollout and say how long it would take."""
     console = Console()
+    workloads = workloads_of(comparison)
     states = {run: status_of(run) for run in runs}
     print_plan(comparison, states, workloads, console)
     undone = [run for run, status in states.items() if status != "finished"]

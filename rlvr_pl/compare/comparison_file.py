@@ -49,7 +49,7 @@ def load_comparison(file: Path) -> Comparison:
 
 
 def _checked(values: Any) -> Comparison:
-    known = [f.name for f in fields(Comparison) if f.name not in ("trials", "chosen")]
+    known = [f.name for f in fields(Comparison) if f.name != "trials"]
     if not isinstance(values, dict):
         raise ConfigError(f"a comparison is a mapping with the keys {', '.join(known)}")
     for key in values:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rlvr_pl.cli import resolve
-from rlvr_pl.run.comparison import SEED_OFFSET, run_folder
+from rlvr_pl.run.comparison import SEED_OFFSET, Trial, choices, run_folder
 from rlvr_pl.run.configuration import Flat
 from rlvr_pl.run.folder import CHECKPOINTS, LAST, RUN_LOCK
 from rlvr_pl.run.lock import is_locked
@@ -73,35 +73,6 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One arm at one point of the grid.
-
-    Attributes:
-        val: of each tuning seed, the best accuracy on val (strict, in 0…1), which is that of the checkpoint that the
-            run would report; None where it failed.
-    """
-
-    arm: str
-    settings: Flat
-    val: tuple[float | None, ...]
-
-    @property
-    def mean(self) -> float | None:
-        """The mean over seeds; None where a seed failed, for a setting that may fail is none to choose."""
-        whole = [value for value in self.val if value is not None]
-        return fmean(whole) if len(whole) == len(self.val) else None
-
-    def as_written(self) -> dict[str, Any]:
-        """Write it for ``comparison.yaml``."""
-        return asdict(self) | {"val": list(self.val)}
-
-    @classmethod
-    def read(cls, row: Mapping[str, Any]) -> Trial:
-        """Read what ``as_written`` wrote."""
-        return cls(row["arm"], dict(row["settings"]), tuple(row["val"]))
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The request of a comparison file.
 
@@ -118,7 +89,6 @@ class Comparison:
         margin: points of accuracy under which two arms count as equivalent.
         tune: what every arm tries first; None leaves each as it is.
         trials: what it gave, once it is done.
-        chosen: by arm, the point of the grid that it takes, after its own settings.
     """
 
     folder: Path
@@ -132,7 +102,11 @@ class Comparison:
     margin: float
     tune: Tuning | None = None
     trials: tuple[Trial, ...] = ()
-    chosen: dict[str, Flat] = field(default_factory=dict)
+
+    @cached_property
+    def chosen(self) -> dict[str, Flat]:
+        """By arm, the point of the grid that it takes, after its own settings."""
+        return choices(self.trials)
 
     def runs(self, only: Sequence[str] = ()) -> list[Run]:
         """List the runs in their order, all arms of a seed side by side, so that what is done first can be compared.
@@ -179,8 +153,9 @@ class Comparison:
         changes = (*self.overrides.items(), *arm.items(), *settings.items())
         return ["fit", *(f"--config={file}" for file in self.base), *(_flag(key, value) for key, value in changes)]
 
-    def resolve(self) -> dict[str, Flat]:
-        """Resolve the whole configuration of every arm.
+    @cached_property
+    def resolved(self) -> dict[str, Flat]:
+        """The whole configuration of every arm, as ``fit`` would run with it.
 
         Raises:
             ConfigError: naming the arm, if ``fit`` would refuse it; or if the arms have unequal budgets.

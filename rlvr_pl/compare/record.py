@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import yaml
 
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, MARGIN, TUNE, TUNING, read_comparison, seed_of
-from rlvr_pl.run.configuration import Flat, settings_of
+from rlvr_pl.run.configuration import settings_of
 from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.lock import locked
 from rlvr_pl.types import ConfigError
 
 
-def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
+def begin(comparison: Comparison) -> None:
     """Write ``comparison.yaml``, once it is sure that the runs in the folder are of this configuration.
 
     Arms and seeds that the file no longer names stay in it as long as their runs lie in the folder.
@@ -25,7 +24,7 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
         ConfigError: with the differences, if there are runs of another configuration.
     """
     with locked(comparison.folder / COMPARISON_LOCK):
-        check_unchanged(comparison, resolved)
+        check_unchanged(comparison)
         old = _recorded(comparison.folder) or {"arms": {}, "resolved": {}}
         present = _begun_runs(comparison.folder)
         arms = comparison.arms | {
@@ -41,20 +40,20 @@ def begin(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
             "allow_unequal_budgets": comparison.allow_unequal_budgets,
             "margin": comparison.margin,
             **_tuning(comparison),
-            "resolved": {arm: resolved.get(arm) or old["resolved"][arm] for arm in arms},
+            "resolved": {arm: comparison.resolved.get(arm) or old["resolved"][arm] for arm in arms},
         }
         with whole_file(comparison.folder / COMPARISON_FILE) as file:
             file.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> None:
+def check_unchanged(comparison: Comparison) -> None:
     """Refuse to add to runs of another configuration.
 
     Raises:
         ConfigError: with the differences, by arm and key.
     """
     old = _recorded(comparison.folder)
-    present = [run for run in _begun_runs(comparison.folder) if run.arm in resolved]
+    present = [run for run in _begun_runs(comparison.folder) if run.arm in comparison.resolved]
     if old is None and present:
         raise ConfigError(
             f"{comparison.folder} holds runs ({present[0]}) but no {COMPARISON_FILE}, so that their "
@@ -74,7 +73,7 @@ def check_unchanged(comparison: Comparison, resolved: Mapping[str, Flat]) -> Non
     changes: dict[str, list[str]] = {}  # difference: the arms that have it
     for arm in dict.fromkeys(run.arm for run in present):
         before = settings_of(old["resolved"].get(arm, {})) if old is not None else {}
-        after = yaml.safe_load(yaml.safe_dump(resolved[arm]))  # as it would be read back
+        after = yaml.safe_load(yaml.safe_dump(comparison.resolved[arm]))  # as it would be read back
         for key in sorted(before.keys() | after.keys()):
             a, b = (config.get(key, "(not set)") for config in (before, after))
             if a != b:

@@ -12,18 +12,19 @@ from dataclasses import replace
 
 from rich.table import Table
 
-from rlvr_pl.compare.plan import Comparison, Run, Trial
+from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.report.run_files import read_scalars
-from rlvr_pl.run.comparison import TUNE, TUNING, read_comparison
+from rlvr_pl.run.comparison import TUNE, TUNING, Trial, choices, read_comparison
 from rlvr_pl.run.configuration import Flat
 from rlvr_pl.types import ConfigError
 
 _VAL = "val/accuracy"
 
 
-def plan_trials(comparison: Comparison) -> Comparison:
-    """Make the comparison of every arm at every point of the grid, as far as no choice is recorded yet."""
-    assert comparison.tune is not None
+def plan_trials(comparison: Comparison) -> Comparison | None:
+    """Make the comparison of every arm without a choice at every point of the grid; None where nothing is to choose."""
+    if comparison.tune is None or set(comparison.arms) <= set(comparison.chosen):
+        return None
     arms = {
         _name(arm, point): overrides | point | {"report_test": False}
         for arm, overrides in comparison.arms.items()
@@ -45,15 +46,15 @@ def _name(arm: str, point: Flat) -> str:
     return "+".join([arm, *(f"{key}={value}" for key, value in (short if len(short) == len(point) else point).items())])
 
 
-def collect_trials(comparison: Comparison) -> list[Trial]:
-    """Read what the trials reached on val: of each run, the accuracy of its best checkpoint.
+def with_trials(comparison: Comparison, planned: Comparison) -> Comparison:
+    """Add what the planned trials reached on val, of each run the accuracy of its best checkpoint; so arms choose.
 
     Raises:
         ConfigError: if every setting of an arm has failed with some seed.
     """
     assert comparison.tune is not None
-    runs = {(run.arm, run.seed): run for run in plan_trials(comparison).runs()}
-    found = []
+    runs = {(run.arm, run.seed): run for run in planned.runs()}
+    found = list(comparison.trials)
     for arm in comparison.arms:
         if arm in comparison.chosen:
             continue
@@ -67,7 +68,7 @@ def collect_trials(comparison: Comparison) -> list[Trial]:
                 f"{comparison.folder / TUNING}"
             )
         found += of_arm
-    return found
+    return replace(comparison, trials=tuple(found))
 
 
 def _best_on_val(run: Run) -> float | None:
@@ -76,15 +77,6 @@ def _best_on_val(run: Run) -> float | None:
         return None
     scalars, _ = read_scalars(run.folder)
     return float(scalars.loc[scalars["tag"] == _VAL, "value"].max())
-
-
-def with_trials(comparison: Comparison, trials: Sequence[Trial]) -> Comparison:
-    """Add trials, and with them each arm's choice: the setting with the best mean on val, the first of equals."""
-    chosen = dict(comparison.chosen)
-    for arm in dict.fromkeys(trial.arm for trial in trials):
-        whole = [trial for trial in trials if trial.arm == arm and trial.mean is not None]
-        chosen[arm] = max(whole, key=lambda trial: trial.mean or 0.0).settings
-    return replace(comparison, chosen=chosen, trials=(*comparison.trials, *trials))
 
 
 def with_recorded_trials(comparison: Comparison) -> Comparison:
@@ -96,12 +88,12 @@ def with_recorded_trials(comparison: Comparison) -> Comparison:
     if (record.get(TUNE), record.get("base"), record.get("overrides")) != now:
         return comparison
     same = [arm for arm, settings in comparison.arms.items() if record["arms"].get(arm) == settings]
-    trials = [Trial.read(row) for row in record.get(TUNING, []) if row["arm"] in same]
-    return with_trials(comparison, trials)
+    return replace(comparison, trials=tuple(Trial.read(row) for row in record.get(TUNING, []) if row["arm"] in same))
 
 
-def trial_table(trials: Sequence[Trial], chosen: dict[str, Flat]) -> Table:
+def trial_table(trials: Sequence[Trial]) -> Table:
     """Tabulate the grid: what each arm reached on val with each setting, and what it takes."""
+    chosen = choices(trials)
     table = Table(title="Tuning: accuracy on val (strict, best checkpoint), mean over tuning seeds")
     table.add_column("arm")
     keys = list(trials[0].settings)

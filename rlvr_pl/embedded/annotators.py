@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from rlvr_pl.data.solutions import RIGHT, SLIPS, Step, Work, solve
+from rlvr_pl.data.solutions import RIGHT, SLIPS, Solver, Step, Work, solve
 
 SLIP_RATES = {
     "gives": 0.30,
@@ -26,6 +26,7 @@ SLIP_RATES = {
 """The share of such steps that are done the wrong way."""
 
 Done = Literal["right", "slip", "other"]
+_WAYS: dict[Done, dict[str, Solver]] = {"right": RIGHT, "slip": SLIPS}
 
 
 def annotate(steps: Sequence[Step], rng: random.Random) -> Work:
@@ -36,31 +37,31 @@ def annotate(steps: Sequence[Step], rng: random.Random) -> Work:
             return work
 
 
-def read_steps(steps: Sequence[Step], lines: Sequence[str]) -> list[tuple[str, Done]]:
-    """Read from the lines of a solution how each step was done, up to the first that is neither way.
+def read_steps(steps: Sequence[Step], completion: str) -> list[tuple[str, Done]]:
+    """Read from a completion how each step was done, up to the first that is neither way.
 
     Args:
         steps: of the problem.
-        lines: of arithmetic, as the model has written them.
+        completion: as the model has written it; its lines with an equals sign are its arithmetic.
 
     Returns:
         The steps' kinds and how they were done; those without a line either way are passed over.
     """
+    lines = [line.strip() for line in completion.splitlines() if "=" in line]
     written = Work()
     done: list[tuple[str, Done]] = []
     for step in steps:
         ways: dict[Done, Work] = {}
-        for how, solvers in (("right", RIGHT), ("slip", SLIPS)):
+        for how, solvers in _WAYS.items():
             if step.kind in solvers:
-                way = Work(written.quantity, list(written.lines))
-                way.quantity = solvers[step.kind](way, *step.numbers)
-                ways[how] = way  # type: ignore[index]
+                ways[how] = Work(written.quantity, list(written.lines))
+                ways[how].quantity = solvers[step.kind](ways[how], *step.numbers)
         # The one with more lines is looked for first: stopping at the count is what is left where there is no price.
-        fits = [how for how, way in ways.items() if way.lines == list(lines[: len(way.lines)])]
+        fits = [how for how, way in ways.items() if way.lines == lines[: len(way.lines)]]
         fits.sort(key=lambda how: -len(ways[how].lines))
         if not fits:
             return [*done, (step.kind, "other")]
-        if len({len(way.lines) for way in ways.values()} | {len(written.lines)}) > 1:
+        if any(len(way.lines) > len(written.lines) for way in ways.values()):
             done.append((step.kind, fits[0]))
         written = ways[fits[0]]
     if done and len(written.lines) < len(lines):  # the last one was gone about, and not so

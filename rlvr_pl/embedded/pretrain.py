@@ -132,11 +132,7 @@ def clean_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pro
     noise = torch.rand((len(problems), MAX_COMPLETION_TOKENS), generator=torch.Generator().manual_seed(0))
     rollout = engine.generate(tokenizer(prompts)["input_ids"], 1, Sampling(MAX_COMPLETION_TOKENS, 1.0), noise)
     texts = tokenizer.batch_decode(rollout.completion_ids, skip_special_tokens=True)
-    done = [
-        how
-        for problem, text in zip(problems, texts, strict=True)
-        for _, how in read_steps(problem.steps, [line for line in text.splitlines() if "=" in line])
-    ]
+    done = [how for problem, text in zip(problems, texts, strict=True) for _, how in read_steps(problem.steps, text)]
     return sum(how != "other" for how in done) / len(done)
 
 

@@ -47,8 +47,7 @@ def count_slips(stage: str, records: Iterable[Record]) -> Counts:
                 f"these are no answers to the embedded {stage} problems: question {record['question']} has the answer "
                 f"{problem.work.quantity} there, and {record['gold']} here"
             )
-        lines = [line.strip() for line in record["completion"].splitlines() if "=" in line]
-        for kind, how in read_steps(problem.steps, lines):
+        for kind, how in read_steps(problem.steps, record["completion"]):
             if kind in counts:
                 counts[kind][how] += 1
     return counts

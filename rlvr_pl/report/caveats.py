@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,8 +11,8 @@ import pandas as pd
 
 from rlvr_pl.report.outcomes import Outcomes
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import listed, points
-from rlvr_pl.run.comparison import TUNE, TUNING
+from rlvr_pl.report.wording import listed, number, points
+from rlvr_pl.run.comparison import TUNE, choices
 from rlvr_pl.run.configuration import updates_per_rollout
 
 FEW_SEEDS = 5
@@ -193,26 +192,17 @@ def _untuned(study: Study) -> Iterator[Caveat]:
 
 
 def _chosen_at_an_end(study: Study) -> Iterator[Caveat]:
-    trials = study.comparison.get(TUNING, [])
     found = []
-    for trial in trials:
-        for key, value in trial["settings"].items() if trial["chosen"] else ():
-            tried = {_number(other["settings"][key]) for other in trials if other["arm"] == trial["arm"]}
-            if len(tried) > 2 and _number(value) in (min(tried), max(tried)):
-                found.append(f"{trial['arm']} took {key} {value}")
+    for arm, settings in choices(study.trials).items():
+        for key, value in settings.items():
+            tried = {number(trial.settings[key]) for trial in study.trials if trial.arm == arm}
+            if len(tried) > 2 and number(value) in (min(tried), max(tried)):
+                found.append(f"{arm} took {key} {value}")
     if found:
         yield Caveat(
             "A choice at an end of what was tried",
             f"{'; '.join(found)}. Beyond it may lie a better one: widen the grid.",
         )
-
-
-def _number(value: Any) -> float:
-    """A number; NaN, which is at no end, for a word."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _ceiling_or_floor(outcomes: Outcomes) -> Iterator[Caveat]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from rlvr_pl.report import figures
 from rlvr_pl.report.analysis import Analysis
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.study import Study
-from rlvr_pl.run.comparison import FIGURES, TUNING
+from rlvr_pl.report.wording import number
+from rlvr_pl.run.comparison import FIGURES, Trial
 from rlvr_pl.run.files import whole_file
 
 # What training logs, as far as a comparison of objectives asks for it: tag, title, in percent.
@@ -126,20 +128,17 @@ def _outcome_pictures(analysis: Analysis) -> Iterator[Picture]:
 def _tuning_pictures(study: Study) -> Iterator[Picture]:
     """A picture for each setting of the grid whose values are numbers, the others at their best with each of them."""
     styles = figures.styles(study.arms)
-    trials = [trial for trial in study.comparison.get(TUNING, []) if None not in trial["val"]]
-    for key in trials[0]["settings"] if trials else ():
-        at: dict[tuple[str, float], list[float]] = {}
-        for trial in trials:
-            try:
-                place = trial["arm"], float(trial["settings"][key])
-            except (TypeError, ValueError):
-                break  # words have no order
-            at[place] = max(at.get(place, []), trial["val"], key=lambda runs: sum(runs))
-        else:
-            rows = [(arm, x, value) for (arm, x), runs in at.items() for value in runs]
-            values = pd.DataFrame(rows, columns=["arm", "x", "value"])
-            alt = f"Accuracy on val over {key}: a line for each of {', '.join(values['arm'].unique())}"
-            yield _picture(f"tuning_{key.rpartition('.')[2]}", alt, figures.sensitivity(values, styles, key))
+    whole = [trial for trial in study.trials if trial.mean is not None]
+    for key in whole[0].settings if whole else ():
+        best: dict[tuple[str, float], Trial] = {}
+        for trial in sorted(whole, key=lambda trial: trial.mean or 0.0):
+            best[trial.arm, number(trial.settings[key])] = trial
+        if any(math.isnan(x) for _, x in best):
+            continue  # words have no order
+        rows = [(arm, x, value) for (arm, x), trial in best.items() for value in trial.val]
+        values = pd.DataFrame(rows, columns=["arm", "x", "value"])
+        alt = f"Accuracy on val over {key}: a line for each of {', '.join(values['arm'].unique())}"
+        yield _picture(f"tuning_{key.rpartition('.')[2]}", alt, figures.sensitivity(values, styles, key))
 
 
 def _accuracy_pictures(study: Study, budget: str) -> Iterator[Picture]:

@@ -15,7 +15,15 @@ from typing import Any
 import pandas as pd
 
 from rlvr_pl.report.run_files import RECORD_COLUMNS, read_evaluation, read_scalars
-from rlvr_pl.run.comparison import MARGIN, SEED_OFFSET, TUNING, read_comparison, seed_of
+from rlvr_pl.run.comparison import (
+    COMPARISON_FILE,
+    MARGIN,
+    SEED_OFFSET,
+    TUNING,
+    Trial,
+    read_comparison,
+    seed_of,
+)
 from rlvr_pl.run.configuration import flatten, read_config, samples_per_rollout, settings_of, updates_per_rollout
 from rlvr_pl.run.folder import BEST_MODEL, CONFIG, EVALUATIONS, RUN_FILE
 from rlvr_pl.run.records import find_records
@@ -67,6 +75,11 @@ class Study:
     def failed(self) -> Counter[str]:
         """The number of failed runs of each arm."""
         return Counter(self.runs.loc[self.runs.state == "failed", "arm"])
+
+    @property
+    def trials(self) -> list[Trial]:
+        """What the arms tried before the result's runs; empty where they did not."""
+        return [Trial.read(row) for row in self.comparison.get(TUNING, [])]
 
     @property
     def margin(self) -> float:
@@ -134,13 +147,17 @@ def _read_comparison(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """Every folder with a run in it, in an order in which version_10 comes after version_9; no trials of a tuning."""
+    """Every folder with a run in it, in an order in which version_10 comes after version_9; no trials of a tuning.
+
+    A folder that is called tuning is one if it is a comparison; else it is somebody's own, with runs like any other.
+    """
     found = []
     for path, names, files in os.walk(folder):
         if CONFIG in files or RUN_FILE in files or EVALUATIONS in names:
             found.append(Path(path))
             names.clear()
-        names[:] = [name for name in names if not name.startswith(".") and name != TUNING]
+        trials = TUNING if Path(path, TUNING, COMPARISON_FILE).is_file() else None
+        names[:] = [name for name in names if not name.startswith(".") and name != trials]
     return sorted(found, key=lambda path: [(len(part), part) for part in path.parts])
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from rlvr_pl.report.analysis import BUDGETS, Analysis
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.statistics import BudgetToReach
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import MISSING, amount, brackets, listed, p_value, points, with_interval
-from rlvr_pl.run.comparison import TUNE, TUNING
+from rlvr_pl.report.wording import MISSING, amount, brackets, listed, number, p_value, points, with_interval
+from rlvr_pl.run.comparison import TUNE, TUNING, choices
 from rlvr_pl.run.folder import CONFIG
 
 BUDGET_NAMES = {"samples": "samples", "completion_tokens": "tokens", "train_seconds": "seconds"}
@@ -138,17 +135,16 @@ def _reached(budget: BudgetToReach | None) -> str:
 
 def tuning_table(study: Study) -> Table:
     """Tabulate the whole grid that the arms tried, and what each took; without rows where they did not."""
-    trials = study.comparison.get(TUNING, [])
-    if not trials:
+    if not study.trials:
         return Table("", [], [])
-    keys = list(trials[0]["settings"])
+    chosen = choices(study.trials)
+    keys = list(study.trials[0].settings)
     rows = []
-    for trial in trials:
-        whole = [value for value in trial["val"] if value is not None]
-        mean = points(fmean(whole)) if len(whole) == len(trial["val"]) else MISSING
-        runs = ", ".join("failed" if value is None else points(value) for value in trial["val"])
-        settings = [str(trial["settings"][key]) for key in keys]
-        rows.append([trial["arm"], *settings, mean, runs, "chosen" if trial["chosen"] else ""])
+    for trial in study.trials:
+        mean = MISSING if trial.mean is None else points(trial.mean)
+        runs = ", ".join("failed" if value is None else points(value) for value in trial.val)
+        settings = [str(trial.settings[key]) for key in keys]
+        rows.append([trial.arm, *settings, mean, runs, "chosen" if chosen.get(trial.arm) == trial.settings else ""])
     seeds = study.comparison[TUNE]["seeds"]
     caption = (
         f"What every arm tried before the result's runs, with seeds {listed([str(seed) for seed in seeds])}, none of "
@@ -201,16 +197,12 @@ def run_table(study: Study) -> Table:
     """Tabulate every run and where it stands."""
     rows = []
     for run in study.runs.to_dict("records"):
-        done = amount(_number(run["rollouts_done"]))
-        planned = amount(_number(run["max_rollouts"]))
-        best = amount(_number(run["best_rollout"]))
+        done = amount(number(run["rollouts_done"]))
+        planned = amount(number(run["max_rollouts"]))
+        best = amount(number(run["best_rollout"]))
         rows.append([run["arm"], str(run["seed"]), str(run["state"]), f"{done} of {planned}", best])
     caption = "Runs. Best: the rollout after which accuracy on val was highest; that checkpoint was tested."
     return Table(caption, ["arm", "seed", "state", "rollouts", "best"], rows, labels=2)
-
-
-def _number(value: Any) -> float:
-    return math.nan if pd.isna(value) else float(value)
 
 
 def settings_tables(study: Study) -> tuple[Table, Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rlvr_pl.report.two_way import Estimate
 
@@ -42,6 +43,14 @@ def p_value(p: float) -> str:
     if p < 0.001:
         return "< .001"
     return (f"{p:.3f}" if p < 0.1 else f"{p:.2f}").removeprefix("0")
+
+
+def number(value: Any) -> float:
+    """Read a number; NaN for a word or for what is missing."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def amount(value: float | None) -> str:

@@ -12,11 +12,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
+from rlvr_pl.run.configuration import Flat
 from rlvr_pl.types import ConfigError
 
 COMPARISON_FILE, COMPARISON_LOCK = "comparison.yaml", "comparison.lock"
@@ -28,6 +32,44 @@ TUNE, TUNING = "tune", "tuning"  # in comparison.yaml: what to try, and what it 
 
 MARGIN = 2.0  # points of accuracy under which arms count as equivalent, unless the comparison says otherwise
 SEED_OFFSET = "seed_offset"  # of an arm in comparison.yaml: what is added to its seeds; no key of fit
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm at one point of the grid that every arm tries.
+
+    Attributes:
+        val: of each tuning seed, the best accuracy on val (strict, in 0…1), which is that of the checkpoint that the
+            run would report; None where it failed.
+    """
+
+    arm: str
+    settings: Flat
+    val: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over seeds; None where a seed failed, for a setting that may fail is none to choose."""
+        whole = [value for value in self.val if value is not None]
+        return fmean(whole) if len(whole) == len(self.val) else None
+
+    def as_written(self) -> dict[str, Any]:
+        """Write it for ``comparison.yaml``."""
+        return asdict(self) | {"val": list(self.val)}
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Trial:
+        """Read what ``as_written`` wrote."""
+        return cls(row["arm"], dict(row["settings"]), tuple(row["val"]))
+
+
+def choices(trials: Sequence[Trial]) -> dict[str, Flat]:
+    """Choose each arm's settings: those with the best mean, the first of equals; an arm that always failed has none."""
+    best: dict[str, tuple[float, Flat]] = {}
+    for trial in trials:
+        if trial.mean is not None and (trial.arm not in best or trial.mean > best[trial.arm][0]):
+            best[trial.arm] = trial.mean, trial.settings
+    return {arm: settings for arm, (_, settings) in best.items()}
 
 
 def run_folder(comparison: Path, arm: str, seed: int) -> Path:

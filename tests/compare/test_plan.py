@@ -27,17 +27,17 @@ def test_an_arm_that_fit_would_refuse_or_that_has_another_budget_is_named(
     arms: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan(tmp_path, arms=arms).resolve()
+        _ = plan(tmp_path, arms=arms).resolved
 
 
 def test_a_missing_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
-        plan(tmp_path, base=["nowhere.yaml"]).resolve()
+        _ = plan(tmp_path, base=["nowhere.yaml"]).resolved
 
 
 def test_unequal_budgets_can_be_allowed(tmp_path: Path) -> None:
     arms = {"long": {}, "short": {"data.max_rollouts": 12}}
-    resolved = plan(tmp_path, arms=arms, allow_unequal_budgets=True).resolve()
+    resolved = plan(tmp_path, arms=arms, allow_unequal_budgets=True).resolved
     assert [config["data.max_rollouts"] for config in resolved.values()] == [24, 12]
 
 
@@ -48,7 +48,7 @@ def test_an_arm_is_the_base_then_the_overrides_then_its_own(tmp_path: Path) -> N
     }
     rewards = [{"function": "rlvr_pl.rewards.correctness", "weight": 0.5}]
     overrides = {"model.optimizer.lr": 1e-4, "model.rewards": rewards}
-    a, b = plan(tmp_path, arms=arms, overrides=overrides).resolve().values()
+    a, b = plan(tmp_path, arms=arms, overrides=overrides).resolved.values()
     assert {key: (a.get(key), b.get(key)) for key in a.keys() | b.keys() if a.get(key) != b.get(key)} == {
         "model.loss.class_path": ("rlvr_pl.losses.GSPO", "rlvr_pl.losses.GRPO"),
         "model.loss.init_args.clip_low": (3e-4, 0.2),  # each objective's own
@@ -72,7 +72,7 @@ def test_an_offset_gives_an_arm_other_seeds_in_the_folders_of_the_same_numbers(t
     }
     assert not [flag for arguments in runs.values() for flag in arguments if "seed_offset" in flag]
     assert comparison.runs()[3].folder == tmp_path / "runs" / "b" / "seed_3"
-    a, b = comparison.resolve().values()
+    a, b = comparison.resolved.values()
     assert b == a | {"seed_offset": 1000}
 
 

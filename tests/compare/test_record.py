@@ -21,7 +21,7 @@ def touch_checkpoint(run: Run) -> None:
 
 def test_the_record_holds_what_the_report_needs(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     record = read_comparison(tmp_path / "runs")
     assert record is not None
     assert (record["base"], record["seeds"], record["overrides"]) == ([QUICKSTART], [0, 1], {})
@@ -32,14 +32,14 @@ def test_the_record_holds_what_the_report_needs(tmp_path: Path) -> None:
 
 def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     changed = plan(tmp_path, overrides={"model.optimizer.lr": 1e-4, "data.max_rollouts": 12})
-    check_unchanged(changed, changed.resolve())  # nothing has been run yet
+    check_unchanged(changed)  # nothing has been run yet
     for run in comparison.runs():
         touch_checkpoint(run)
     before = (tmp_path / "runs" / "comparison.yaml").read_text()
     with pytest.raises(ConfigError) as refused:
-        begin(changed, changed.resolve())
+        begin(changed)
     assert str(refused.value).splitlines()[1:3] == [
         "  GRPO, GSPO: data.max_rollouts: 24 → 12",
         "  GRPO, GSPO: model.optimizer.init_args.lr: 0.0003 → 0.0001",
@@ -49,45 +49,45 @@ def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) 
 
 def test_the_margin_is_declared_before_the_first_run(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     declared = plan(tmp_path, margin=1.5)
-    begin(declared, declared.resolve())  # nothing has been run yet
+    begin(declared)  # nothing has been run yet
     record = read_comparison(tmp_path / "runs")
     assert record is not None
     assert record["margin"] == 1.5
     touch_checkpoint(comparison.runs()[0])
-    begin(declared, declared.resolve())
+    begin(declared)
     with pytest.raises(ConfigError, match=r"margin is 2, and was declared as 1\.5 before the runs in .*another folder"):
-        begin(comparison, comparison.resolve())
+        begin(comparison)
 
 
 def test_only_the_arms_that_have_runs_are_bound(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     touch_checkpoint(comparison.runs()[0])  # of GSPO
     gspo, grpo = comparison.arms.values()
     changed = plan(tmp_path, arms={"GSPO": gspo, "GRPO": {**grpo, "model.loss.beta": 1}})
-    begin(changed, changed.resolve())
+    begin(changed)
     changed = plan(tmp_path, arms={"GSPO": {**gspo, "model.loss.beta": 1}, "GRPO": grpo})
     with pytest.raises(ConfigError, match=r"GSPO: model\.loss\.init_args\.beta: 0\.0 → 1\.0"):
-        begin(changed, changed.resolve())
+        begin(changed)
 
 
 def test_a_run_at_work_is_bound_before_its_first_checkpoint(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     assert try_lock(comparison.runs()[0].lock) is not None
     changed = plan(tmp_path, overrides={"model.temperature": 0.5})
     with pytest.raises(ConfigError, match=r"GSPO: model\.temperature: 1\.0 → 0\.5"):
-        begin(changed, changed.resolve())
+        begin(changed)
 
 
 def test_arms_and_seeds_can_be_added_and_the_old_ones_stay_with_their_runs(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     touch_checkpoint(comparison.runs()[3])  # GRPO seed 1
     other = plan(tmp_path, arms={"DrGRPO": {"model.loss": "DrGRPO"}}, seeds=[2], processes=2, devices=[0, 1])
-    begin(other, other.resolve())
+    begin(other)
     record = read_comparison(tmp_path / "runs")
     assert record is not None
     assert (list(record["arms"]), record["seeds"]) == (["DrGRPO", "GRPO"], [2, 1]), "GSPO never ran"
@@ -98,22 +98,22 @@ def test_runs_of_unknown_configuration_are_left_alone(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
     touch_checkpoint(comparison.runs()[0])
     with pytest.raises(ConfigError, match=r"holds runs \(GSPO seed 0\) but no comparison\.yaml"):
-        begin(comparison, comparison.resolve())
+        begin(comparison)
 
 
 def test_a_changed_offset_is_refused_like_any_change(tmp_path: Path) -> None:
     comparison = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 1000}})
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     touch_checkpoint(comparison.runs()[1])
     changed = plan(tmp_path, arms={"a": {}, "b": {"seed_offset": 2000}})
     with pytest.raises(ConfigError, match="b: seed_offset: 1000 → 2000"):
-        begin(changed, changed.resolve())
+        begin(changed)
 
 
 @pytest.mark.parametrize("content", ["arms: [", "arms: {}", "arms: {}\nseeds: []"])
 def test_a_record_that_cannot_be_read_is_refused_with_the_remedy(content: str, tmp_path: Path) -> None:
     comparison = plan(tmp_path)
-    begin(comparison, comparison.resolve())
+    begin(comparison)
     (tmp_path / "runs" / "comparison.yaml").write_text(content)
     with pytest.raises(ConfigError, match=r"runs: comparison\.yaml: unreadable \(.*Restore the file, or give"):
-        begin(comparison, comparison.resolve())
+        begin(comparison)

@@ -22,7 +22,7 @@ def test_slips_come_at_their_rates_and_are_read_from_the_lines() -> None:
     seen: Counter[tuple[str, str]] = Counter()
     for _ in range(6000):
         problem = draw_problem(rng)
-        seen.update(read_steps(problem.steps, annotate(problem.steps, rng).lines))
+        seen.update(read_steps(problem.steps, "\n".join(annotate(problem.steps, rng).lines)))
     assert not [kind for kind, how in seen if how == "other"]
     assert seen["buys", "slip"] == 0 < seen["buys", "right"]
     for kind, rate in SLIP_RATES.items():
@@ -33,13 +33,16 @@ def test_slips_come_at_their_rates_and_are_read_from_the_lines() -> None:
 
 
 def test_a_solution_is_read_up_to_its_first_error() -> None:
-    right = solve(STEPS).lines
-    assert right == ["3*12=36", "36+4=40", "40/2=20", "20*2=40"]
+    right = "3*12=36\n36+4=40\n40/2=20\n20*2=40"
+    assert "\n".join(solve(STEPS).lines) == right
     kinds = [step.kind for step in STEPS]
-    assert read_steps(STEPS, right) == [(kind, "right") for kind in kinds]
-    slips = solve(STEPS, {0, 2, 3}).lines
+    assert read_steps(STEPS, f"<reasoning>\n {right}\n</reasoning>") == [(kind, "right") for kind in kinds]
+    slips = "\n".join(solve(STEPS, {0, 2, 3}).lines)
     assert [how for _, how in read_steps(STEPS, slips)] == ["slip", "right", "slip", "slip"]
-    assert read_steps(STEPS, ["3*12=36", "36+4=41", "41/2=20"]) == [("owns_packs", "right"), ("buys", "other")]
-    assert read_steps(STEPS, [*right[:3], "20*2=41"])[-1] == ("price", "other")  # not the slip, which ends at 20
-    assert read_steps(STEPS, [*right, "40+1=41"])[-1] == ("price", "other")
-    assert read_steps(STEPS, []) == [("owns_packs", "other")]
+    assert read_steps(STEPS, "3*12=36\n36+4=41\n41/2=20") == [("owns_packs", "right"), ("buys", "other")]
+    assert read_steps(STEPS, right.replace("20*2=40", "20*2=41"))[-1] == (
+        "price",
+        "other",
+    )  # not the slip, which ends at 20
+    assert read_steps(STEPS, f"{right}\n40+1=41")[-1] == ("price", "other")
+    assert read_steps(STEPS, "The answer is 4.") == [("owns_packs", "other")]

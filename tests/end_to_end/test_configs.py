@@ -98,14 +98,17 @@ def test_the_three_objectives_differ_in_nothing_else(capsys: pytest.CaptureFixtu
     assert configs["grpo"] == configs["dr_grpo"] == configs["gspo"]
 
 
-@pytest.mark.parametrize("source", ["gspo", "dr_grpo"])
+@pytest.mark.parametrize(
+    ("source", "objective", "clip"),
+    [("gspo", "GRPO", (0.2, 0.2)), ("dr_grpo", "GRPO", (0.2, 0.2)), ("quickstart", "GSPO", (3e-4, 4e-4))],
+)
 def test_an_objective_swapped_on_the_command_line_brings_its_own_clip_and_keeps_beta(
-    source: str, capsys: pytest.CaptureFixture[str]
+    source: str, objective: str, clip: tuple[float, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """GSPO's band left in GRPO would ruin a comparison without a word."""
-    swapped = printed_config(capsys, f"--config={CONFIGS}/{source}.yaml", "--model.loss=GRPO")["model"]["loss"]
-    expected = {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.0, "advantage_eps": 1e-4}
-    assert swapped == {"class_path": "rlvr_pl.losses.GRPO", "init_args": expected}
+    swapped = printed_config(capsys, f"--config={CONFIGS}/{source}.yaml", f"--model.loss={objective}")["model"]["loss"]
+    expected = {"clip_low": clip[0], "clip_high": clip[1], "beta": 0.0, "advantage_eps": 1e-4}
+    assert swapped == {"class_path": f"rlvr_pl.losses.{objective}", "init_args": expected}
     one = printed_config(
         capsys, f"--config={CONFIGS}/{source}.yaml", "--model.loss=DrGRPO", "--model.loss.clip_low=3e-4"
     )["model"]["loss"]
@@ -129,7 +132,7 @@ def test_a_comparison_s_arms_differ_in_the_objective_alone(name: str, monkeypatc
     monkeypatch.chdir(CONFIGS.parent)
     comparison = load_comparison(CONFIGS / f"{name}.yaml")
     assert (len(comparison.runs()), comparison.folder) == (COMPARISONS[name], Path("lightning_logs") / name)
-    resolved = comparison.resolve()
+    resolved = comparison.resolved
     losses = {}
     for arm, config in resolved.items():
         losses[arm] = {key: config.pop(key) for key in list(config) if key.startswith("model.loss.")}
@@ -154,11 +157,11 @@ def test_the_controls_are_one_arm_of_the_embedded_comparison_again_and_at_a_tent
     monkeypatch.chdir(CONFIGS.parent)
     study = load_comparison(CONFIGS / "compare_controls.yaml")
     assert len(study.runs()) == 15
-    first, second, tenth = study.resolve().values()
+    first, second, tenth = study.resolved.values()
     assert second == first | {"seed_offset": 1000}
     rate = "model.optimizer.init_args.lr"
     assert (first[rate], tenth[rate], tenth) == (3e-4, 3e-5, first | {rate: 3e-5})
-    assert first == load_comparison(CONFIGS / "compare_embedded.yaml").resolve()["GRPO"]
+    assert first == load_comparison(CONFIGS / "compare_embedded.yaml").resolved["GRPO"]
 
 
 def test_a_run_of_the_embedded_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

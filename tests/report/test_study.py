@@ -146,6 +146,14 @@ def test_an_arms_folder_or_a_runs_own(below: str, arm: str, tmp_path: Path) -> N
     assert len(study.evaluations) == 3 * 5 + 2 * 4
 
 
+def test_trials_are_left_out_and_a_folder_of_that_name_without_trials_is_not(tmp_path: Path) -> None:
+    write_run(tmp_path, "tuning", seed=0)
+    assert load_study(tmp_path).arms == ["tuning"]
+    write_run(tmp_path, "GSPO", seed=0)
+    (tmp_path / "tuning" / "comparison.yaml").touch()
+    assert load_study(tmp_path).arms == ["GSPO"]
+
+
 def test_of_two_runs_with_one_seed_the_later_is_used(tmp_path: Path) -> None:
     for version in (9, 10):
         run = write_run(tmp_path, "A", 0, state={"wall_seconds": version}, **SMALL)
