@@ -163,7 +163,7 @@ class RLVRCommandLine(LightningCLI):
             "--report_test",
             type=bool,
             default=True,
-            help="fit: evaluate the test split before training, and with the best checkpoint after it",
+            help="fit: evaluate the test split before training, and with the last and the best checkpoint after it",
         )
 
     def _parse_ckpt_path(self) -> None:
@@ -229,10 +229,13 @@ class RLVRCommandLine(LightningCLI):
             self._run_state.finish(best_rollout=None)
             return
         tokens, rollouts = self.model.completion_tokens, self.model.rollouts_done
+        state = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
+        best_rollout = state["rollouts_done"]
+        if self.config.fit.report_test and best_rollout < rollouts:  # the policy is still the last one
+            self.trainer.test(self.model, self.datamodule, verbose=False)
         if self.config.fit.report_test:
             self.trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
         else:
-            state = torch.load(best, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["state_dict"])
             self.model.on_load_checkpoint(state)
         place = self.trainer.log_dir  # a collective: every rank must ask
@@ -241,11 +244,11 @@ class RLVRCommandLine(LightningCLI):
         log_dir = Path(place)
         self.model.policy.save_pretrained(log_dir / BEST_MODEL)
         self.model.tokenizer.save_pretrained(log_dir / BEST_MODEL)
-        self._run_state.finish(best_rollout=self.model.rollouts_done)
+        self._run_state.finish(best_rollout=best_rollout)
         print_summary(
             log_dir,
             objective=type(self.model.loss).__name__,
-            best_rollout=self.model.rollouts_done,
+            best_rollout=best_rollout,
             seconds=time.perf_counter() - self._seconds,
             rollouts=rollouts,
             tokens=tokens,

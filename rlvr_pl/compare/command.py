@@ -26,6 +26,7 @@ from rlvr_pl.compare.runner import Outcome, Runner, child_environment, last_line
 from rlvr_pl.compare.tuning import plan_trials, trial_table, with_recorded_trials, with_trials
 from rlvr_pl.report.command import report_on
 from rlvr_pl.run.checkpoints import Interrupted
+from rlvr_pl.run.declaration import Declaration
 from rlvr_pl.run.folder import OUTPUT
 from rlvr_pl.run.lock import is_locked
 from rlvr_pl.run.state import RunState, read_run_state
@@ -94,10 +95,26 @@ def compare_command(arguments: Sequence[str]) -> None:
             Console().print("Then, each arm with what is best on val:", highlight=False)
         dry_run(comparison, runs)
         return
+    say_what_is_declared(comparison, begin(comparison))
     if trials is not None:
         comparison = tune(comparison, trials)
-    begin(comparison)
+        begin(comparison)
     compare(comparison, runs)
+
+
+def say_what_is_declared(comparison: Comparison, declaration: Declaration | None) -> None:
+    """Print the declaration's digest, and what of this comparison is none of it."""
+    if declaration is None:
+        print("Nothing was declared before the runs in this folder: the report will say that it is exploratory.")
+        return
+    print(f"Declared {declaration.made}, before the first run: sha256 {declaration.sha256}")
+    for what, given, declared in (
+        ("arms", comparison.arms, declaration.arms),
+        ("seeds", comparison.seeds, declaration.seeds),
+    ):
+        if set(given) != set(declared):
+            now, then = (", ".join(map(str, names)) for names in (given, declared))
+            print(f"{what} are {now}, and {then} were declared: the report will say that it is exploratory.")
 
 
 def workloads_of(comparison: Comparison) -> dict[str, Workload]:

@@ -7,13 +7,14 @@ import re
 from collections.abc import Hashable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from rlvr_pl.compare.plan import Comparison, Tuning
-from rlvr_pl.run.comparison import DATA, FIGURES, MARGIN, SEED_OFFSET, TUNE, TUNING
+from rlvr_pl.run.comparison import DATA, FIGURES, SEED_OFFSET, TUNE, TUNING
 from rlvr_pl.run.configuration import Flat, belongs_to_a_run, flatten
+from rlvr_pl.run.declaration import CHECKPOINTS, MARGIN, METRICS
 from rlvr_pl.types import ConfigError
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
@@ -81,7 +82,10 @@ def _checked(values: Any) -> Comparison:
         processes=processes or len(devices or [0]),
         devices=None if devices is None else tuple(devices),
         allow_unequal_budgets=unequal,
+        metric=_one_of(METRICS, "metric", values),
+        checkpoint=_one_of(CHECKPOINTS, "checkpoint", values),
         margin=_margin(values.get("margin", MARGIN)),
+        thresholds=_thresholds(values.get("thresholds")),
         tune=None if values.get(TUNE) is None else _tuning(values[TUNE], arms, seeds),
     )
 
@@ -98,8 +102,33 @@ def check_parallel(processes: Any, devices: Any) -> None:
         raise ConfigError(f"devices is {devices!r}; it must be a list of GPU numbers, such as [0, 1], or null")
 
 
+Choice = TypeVar("Choice", bound=str)
+
+
+def _one_of(choices: tuple[Choice, ...], key: str, values: dict[str, Any]) -> Choice:
+    """Read a word; the first choice where there is none."""
+    value = values.get(key, choices[0])
+    if value not in choices:
+        raise ConfigError(f"{key} is {value!r}; choose from {', '.join(choices)}")
+    return cast(Choice, value)
+
+
+def _is_percentage(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 100
+
+
+def _thresholds(thresholds: Any) -> tuple[float, ...]:
+    if thresholds is None:
+        return ()
+    if not isinstance(thresholds, list) or not all(map(_is_percentage, thresholds)):
+        raise ConfigError(
+            f"thresholds is {thresholds!r}; it must be a list of percent of val accuracy, such as [50, 70]"
+        )
+    return tuple(sorted({float(value) for value in thresholds}))
+
+
 def _margin(margin: Any) -> float:
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin <= 100:
+    if not _is_percentage(margin):
         raise ConfigError(f"margin is {margin!r}; it must be a number of points of accuracy, such as {MARGIN}")
     return float(margin)
 

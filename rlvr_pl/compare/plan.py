@@ -13,6 +13,7 @@ from typing import Any
 from rlvr_pl.cli import resolve
 from rlvr_pl.run.comparison import SEED_OFFSET, Trial, choices, run_folder
 from rlvr_pl.run.configuration import Flat
+from rlvr_pl.run.declaration import Checkpoint, Metric
 from rlvr_pl.run.folder import CHECKPOINTS, LAST, RUN_LOCK
 from rlvr_pl.run.lock import is_locked
 from rlvr_pl.run.state import read_run_state
@@ -86,7 +87,10 @@ class Comparison:
         processes: how many runs at a time.
         devices: the GPUs that they are dealt out to; None leaves the choice to each run.
         allow_unequal_budgets: arms may differ in their rollouts and samples.
+        metric: of the primary outcome, on which the verdict stands.
+        checkpoint: whose answers to the test questions count: the best on val, or the last.
         margin: points of accuracy under which two arms count as equivalent.
+        thresholds: percent of val accuracy for which tokens are counted.
         tune: what every arm tries first; None leaves each as it is.
         trials: what it gave, once it is done.
     """
@@ -99,7 +103,10 @@ class Comparison:
     processes: int
     devices: tuple[int, ...] | None
     allow_unequal_budgets: bool
+    metric: Metric
+    checkpoint: Checkpoint
     margin: float
+    thresholds: tuple[float, ...]
     tune: Tuning | None = None
     trials: tuple[Trial, ...] = ()
 

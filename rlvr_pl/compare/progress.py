@@ -52,7 +52,7 @@ class Workload:
     samples: int
     optimizer_steps: int
     val_interval: int  # rollouts
-    tests: bool  # before training and after it
+    tests: bool  # before training; after it with the last checkpoint and with the best
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Workload:
@@ -75,7 +75,7 @@ class Workload:
     def seconds_after(self, rollouts: int, costs: Costs) -> float:
         """Estimate what is left once this many rollouts are done."""
         left = (self.rollouts - rollouts) * costs.rollout + self.evaluations_after(rollouts) * costs.val
-        return left + self.tests * costs.test
+        return left + 2 * self.tests * costs.test
 
     def seconds(self, costs: Costs) -> float:
         """Estimate the whole run, with the baseline before its first rollout."""

@@ -1,5 +1,7 @@
 """An equal chance for every arm: each tries the same grid on seeds of its own, and takes what is best on val.
 
+What is best goes by the metric and the checkpoint that were declared.
+
 The trials are a comparison of their own in the folder ``tuning``: arms × settings × tuning seeds, which are none of the
 seeds of the result. They never see the test split. What was chosen is written into ``comparison.yaml`` with the whole
 grid's accuracies, and stays.
@@ -16,9 +18,10 @@ from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.report.run_files import read_scalars
 from rlvr_pl.run.comparison import TUNE, TUNING, Trial, choices, read_comparison
 from rlvr_pl.run.configuration import Flat
+from rlvr_pl.run.declaration import Metric
 from rlvr_pl.types import ConfigError
 
-_VAL = "val/accuracy"
+_VAL: dict[Metric, str] = {"strict": "val/accuracy", "flexible": "val/accuracy_flexible"}
 
 
 def plan_trials(comparison: Comparison) -> Comparison | None:
@@ -47,7 +50,7 @@ def _name(arm: str, point: Flat) -> str:
 
 
 def with_trials(comparison: Comparison, planned: Comparison) -> Comparison:
-    """Add what the planned trials reached on val, of each run the accuracy of its best checkpoint; so arms choose.
+    """Add what the planned trials reached on val, of each run the accuracy that it would report; so arms choose.
 
     Raises:
         ConfigError: if every setting of an arm has failed with some seed.
@@ -59,7 +62,9 @@ def with_trials(comparison: Comparison, planned: Comparison) -> Comparison:
         if arm in comparison.chosen:
             continue
         of_arm = [
-            Trial(arm, point, tuple(_best_on_val(runs[_name(arm, point), seed]) for seed in comparison.tune.seeds))
+            Trial(
+                arm, point, tuple(_on_val(comparison, runs[_name(arm, point), seed]) for seed in comparison.tune.seeds)
+            )
             for point in comparison.tune.points()
         ]
         if all(trial.mean is None for trial in of_arm):
@@ -71,12 +76,14 @@ def with_trials(comparison: Comparison, planned: Comparison) -> Comparison:
     return replace(comparison, trials=tuple(found))
 
 
-def _best_on_val(run: Run) -> float | None:
+def _on_val(comparison: Comparison, run: Run) -> float | None:
     """Find the accuracy of the checkpoint that the run would report; None where it has not finished."""
     if not run.finished:
         return None
     scalars, _ = read_scalars(run.folder)
-    return float(scalars.loc[scalars["tag"] == _VAL, "value"].max())
+    on_val = scalars.pivot(index="rollout", columns="tag", values="value")[list(_VAL.values())].dropna()
+    rollout = on_val[_VAL["strict"]].idxmax() if comparison.checkpoint == "best" else on_val.index.max()
+    return float(on_val.loc[rollout, _VAL[comparison.metric]])
 
 
 def with_recorded_trials(comparison: Comparison) -> Comparison:
@@ -94,7 +101,7 @@ def with_recorded_trials(comparison: Comparison) -> Comparison:
 def trial_table(trials: Sequence[Trial]) -> Table:
     """Tabulate the grid: what each arm reached on val with each setting, and what it takes."""
     chosen = choices(trials)
-    table = Table(title="Tuning: accuracy on val (strict, best checkpoint), mean over tuning seeds")
+    table = Table(title="Tuning: accuracy on val, mean over tuning seeds")
     table.add_column("arm")
     keys = list(trials[0].settings)
     for key in keys:

@@ -17,7 +17,6 @@ import pandas as pd
 from rlvr_pl.report.run_files import RECORD_COLUMNS, read_evaluation, read_scalars
 from rlvr_pl.run.comparison import (
     COMPARISON_FILE,
-    MARGIN,
     SEED_OFFSET,
     TUNING,
     Trial,
@@ -25,6 +24,7 @@ from rlvr_pl.run.comparison import (
     seed_of,
 )
 from rlvr_pl.run.configuration import flatten, read_config, samples_per_rollout, settings_of, updates_per_rollout
+from rlvr_pl.run.declaration import MARGIN
 from rlvr_pl.run.folder import BEST_MODEL, CONFIG, EVALUATIONS, RUN_FILE
 from rlvr_pl.run.records import find_records
 from rlvr_pl.run.state import read_run_file

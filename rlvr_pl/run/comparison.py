@@ -30,7 +30,6 @@ _SEED = "seed_"
 
 TUNE, TUNING = "tune", "tuning"  # in comparison.yaml: what to try, and what it gave; its runs are in a folder "tuning"
 
-MARGIN = 2.0  # points of accuracy under which arms count as equivalent, unless the comparison says otherwise
 SEED_OFFSET = "seed_offset"  # of an arm in comparison.yaml: what is added to its seeds; no key of fit
 
 
@@ -39,8 +38,8 @@ class Trial:
     """One arm at one point of the grid that every arm tries.
 
     Attributes:
-        val: of each tuning seed, the best accuracy on val (strict, in 0…1), which is that of the checkpoint that the
-            run would report; None where it failed.
+        val: of each tuning seed, the accuracy on val (in 0…1) of the checkpoint that the run would report, by the
+            primary outcome's metric; None where it failed.
     """
 
     arm: str

@@ -27,8 +27,8 @@ def test_the_workload_counts_what_fit_does() -> None:
     assert [load.evaluations_after(done) for done in (0, 3, 4, 8, 9, 10)] == [3, 3, 2, 1, 1, 0]
     assert Workload.of({**config, "trainer.val_check_interval": 5}).evaluations_after(0) == 2
     costs = Costs(rollout=2.0, val=3.0, test=5.0)
-    assert load.seconds_after(8, costs) == 2 * 2 + 3 + 5
-    assert load.seconds(costs) == (3 + 5) + 10 * 2 + 3 * 3 + 5
+    assert load.seconds_after(8, costs) == 2 * 2 + 3 + 2 * 5
+    assert load.seconds(costs) == (3 + 5) + 10 * 2 + 3 * 3 + 2 * 5
     assert Workload.of({**config, "report_test": False}).seconds(costs) == 3 + 10 * 2 + 3 * 3
 
 
