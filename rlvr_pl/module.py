@@ -438,6 +438,7 @@ class GroupPolicyModule(LightningModule):
                 gold=completion.gold,
                 **asdict(graded),
                 completion=completion.text,
+                cluster=prompts.questions[prompt].cluster,
             )
             self.evaluation_records.append(asdict(record))
 

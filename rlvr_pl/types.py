@@ -62,6 +62,7 @@ class Question:
     gold: str  # the gold answer's number, as text
     prompt: str  # what the policy continues
     prompt_ids: tuple[int, ...]  # P tokens
+    cluster: str = ""  # what it belongs to together with others, such as their passage; empty where it stands alone
 
 
 class PromptBatch:

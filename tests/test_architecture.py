@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare": {"types", "run", "cli", "report"},
     "main": {"types", "run", "cli", "report", "compare"},
     "__main__": {"main"},
-    "embedded": {"data", "pretrained", "rollout", "run"},
+    "embedded": {"data", "pretrained", "report", "rollout", "run", "types"},
 }
 
 

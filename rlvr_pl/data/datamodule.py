@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 
 from rlvr_pl.data.loaders import EvaluationLoader, RolloutLoader
 from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt, warn_if_plain
-from rlvr_pl.data.questions import BadRows, build_questions
+from rlvr_pl.data.questions import BadRows, build_questions, warn_if_alike
 from rlvr_pl.data.sources import DataSource, find_source
 from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.randomness import hold_out
@@ -37,6 +37,8 @@ class GSM8KDataModule(LightningDataModule):
             them it answers at once is ``model.rollout_slots``.
         max_prompt_tokens: rows with a longer prompt are bad rows.
         bad_rows: ``refuse`` stops at rows that cannot be used and names them, ``drop`` leaves them out and says so.
+        cluster: a field of the rows that says which questions belong together, such as the passage that they are
+            about. Questions of one cluster are no independent evidence, and the report's intervals take them together.
         seed: of the prompt order. The command line takes it from ``seed_everything``.
         split_seed: of the hold-out; the same for all runs, so that their validation questions are the same.
     """
@@ -53,6 +55,7 @@ class GSM8KDataModule(LightningDataModule):
         eval_batch_size: int = 4096,
         max_prompt_tokens: int = 512,
         bad_rows: BadRows = "refuse",
+        cluster: str | None = None,
         seed: int = 0,
         split_seed: int = 0,
     ) -> None:
@@ -76,6 +79,7 @@ class GSM8KDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.max_prompt_tokens = max_prompt_tokens
         self.bad_rows = bad_rows
+        self.cluster = cluster
         self.seed = seed
         self.split_seed = split_seed
         self.questions: dict[str, list[Question]] = {}
@@ -92,7 +96,9 @@ class GSM8KDataModule(LightningDataModule):
             return format_prompt(tokenizer, question, self.system_prompt, self.chat_template)
 
         def questions_of(split: str, rows: Iterable[object]) -> list[Question]:
-            return build_questions(rows, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows)
+            return build_questions(
+                rows, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows, self.cluster
+            )
 
         train_rows, test_rows = self.source("train"), self.source("test")
         if train_rows is None:
@@ -105,6 +111,7 @@ class GSM8KDataModule(LightningDataModule):
             train, test = self._hold_out(train, self.split_seed + 1)
         else:
             test = questions_of("test", test_rows)
+        warn_if_alike(test)
         train, val = self._hold_out(train, self.split_seed)
         self.questions = {"train": train, "val": val, "test": test}
 

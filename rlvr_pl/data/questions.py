@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +16,8 @@ from rlvr_pl.types import ConfigError, Question
 BadRows = Literal["refuse", "drop"]
 
 _SHOWN = 5  # bad rows named in a message
+_ENOUGH = 100  # questions, of which fewer are a trial
+_ALIKE = 0.1  # a share of questions with a twin beyond which they are hardly independent; GSM8K's test split has none
 
 
 def build_questions(
@@ -23,6 +27,7 @@ def build_questions(
     format_question: Callable[[str], str],
     max_prompt_tokens: int,
     bad_rows: BadRows,
+    cluster: str | None = None,
 ) -> list[Question]:
     """Make questions of all usable rows, in order; ``index`` is the row's place in the source, counted from 0.
 
@@ -33,6 +38,7 @@ def build_questions(
         format_question: from a question to its prompt.
         max_prompt_tokens: a row with a longer prompt cannot be used.
         bad_rows: what to do about rows that cannot be used.
+        cluster: the field that says which questions belong together; None where each stands alone.
 
     Raises:
         ConfigError: if rows cannot be used and ``bad_rows`` is ``refuse``, naming them counted from 1; or if none can.
@@ -41,7 +47,7 @@ def build_questions(
     bad: list[str] = []
     for index, row in enumerate(rows):
         try:
-            questions.append(_build_question(index, row, tokenizer, format_question, max_prompt_tokens))
+            questions.append(_build_question(index, row, tokenizer, format_question, max_prompt_tokens, cluster))
         except ValueError as error:
             bad.append(f"row {index + 1}: {str(error).removesuffix('.')}")
     total = len(questions) + len(bad)
@@ -56,12 +62,27 @@ def build_questions(
     return questions
 
 
+def warn_if_alike(questions: Sequence[Question]) -> None:
+    """Ask for ``data.cluster`` where many questions are others with new numbers, and nothing says so."""
+    texts = [re.sub(r"\d+", "0", question.question) for question in questions]
+    times = Counter(texts)
+    twins = sum(times[text] > 1 for text in texts)
+    if len(texts) >= _ENOUGH and twins > _ALIKE * len(texts) and not any(question.cluster for question in questions):
+        warnings.warn(
+            f"{twins} of {len(texts)} test questions differ from another one in their numbers alone. Such questions "
+            "are no independent evidence, and intervals that take them for it are too narrow: name the field that says "
+            "which belong together, as data.cluster",
+            stacklevel=2,
+        )
+
+
 def _build_question(
     index: int,
     row: object,
     tokenizer: PreTrainedTokenizerBase,
     format_question: Callable[[str], str],
     max_prompt_tokens: int,
+    cluster: str | None,
 ) -> Question:
     if not isinstance(row, Mapping):
         raise ValueError(f"not an object with 'question' and 'answer': {str(row)[:40]!r}")
@@ -77,4 +98,7 @@ def _build_question(
     prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     if len(prompt_ids) > max_prompt_tokens:
         raise ValueError(f"its prompt has {len(prompt_ids)} tokens, over data.max_prompt_tokens {max_prompt_tokens}")
-    return Question(index=index, question=row["question"], gold=gold, prompt=prompt, prompt_ids=prompt_ids)
+    member_of = "" if cluster is None else str(row.get(cluster) or "")
+    if cluster is not None and not member_of:
+        raise ValueError(f"{cluster!r} (data.cluster) is missing")
+    return Question(index, row["question"], gold, prompt, prompt_ids, member_of)

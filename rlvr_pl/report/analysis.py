@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from rlvr_pl.report.outcomes import METRICS, Outcomes, collect_outcomes
+from rlvr_pl.report.efficiency import (
+    Efficiency,
+    EfficiencyPair,
+    collect_courses,
+    compare_courses,
+    compute_efficiency,
+)
+from rlvr_pl.report.lengths import Lengths, compute_lengths
+from rlvr_pl.report.outcomes import METRICS, Outcomes, Shares, collect_outcomes
 from rlvr_pl.report.statistics import (
-    BudgetToReach,
     GainSplit,
     PairedComparison,
-    area_under_curve,
-    budget_to_reach,
     compare_pair,
     format_and_reasoning,
     gain,
@@ -26,11 +29,9 @@ from rlvr_pl.report.statistics import (
 )
 from rlvr_pl.report.study import Study
 from rlvr_pl.report.two_way import Estimate
+from rlvr_pl.run.declaration import CHECKPOINTS, Checkpoint, Metric
 
-BUDGETS = ("samples", "completion_tokens", "train_seconds")
 SOLVED = 0.5  # a question is solved by a run where at least this share of its samples is right
-_TARGETS = (0.5, 0.9)  # of the way from the initial accuracy to what every arm reached
-_SMALLEST_RISE = 0.02  # of val accuracy, for which reaching a part of it means anything
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ArmResult:
 
     arm: str
     seeds: list[int]
-    scores: dict[str, Scores]  # by metric
+    scores: dict[Metric, Scores]
     split: GainSplit
 
 
@@ -65,15 +66,6 @@ class PairResult:
 
 
 @dataclass(frozen=True)
-class Efficiency:
-    """What it took one arm's finished runs to reach accuracies on val (strict), and the area under their curves."""
-
-    arm: str
-    reach: dict[float, dict[str, BudgetToReach | None]]  # target → budget; None where the budget was not logged
-    area: Estimate  # mean val accuracy over the rollouts
-
-
-@dataclass(frozen=True)
 class Analysis:
     """All results on one study."""
 
@@ -81,86 +73,88 @@ class Analysis:
     outcomes: Outcomes
     arms: list[ArmResult]
     pairs: list[PairResult]
+    checkpoints: dict[Checkpoint, list[PairResult]]  # the pairs by the primary metric, with each of the checkpoints
+    intended: list[PairResult]  # the same with failed runs as untrained ones; empty where none has failed
     efficiency: list[Efficiency]
+    efficiency_pairs: list[EfficiencyPair]
+    lengths: list[Lengths]
     flips: pd.DataFrame  # arm, metric, kind, questions (mean over runs), share
 
     def pairs_by(self, metric: str) -> list[PairResult]:
         return [pair for pair in self.pairs if pair.metric == metric]
+
+    @property
+    def primary(self) -> list[PairResult]:
+        """The pairs by the metric of the primary outcome, on which the verdict stands."""
+        return self.pairs_by(self.study.rules.metric)
 
 
 def analyse(study: Study) -> Analysis:
     """Compute every result from the finished runs of a study."""
     outcomes = collect_outcomes(study)
     usable = bool(outcomes.golds)
+    rules, interim = study.rules, study.interim
+    courses, targets = collect_courses(study, rules.metric), tuple(value / 100 for value in rules.thresholds)
     return Analysis(
-        study,
-        outcomes,
-        [_arm(outcomes, arm) for arm in outcomes.arms if usable],
-        [pair for metric in METRICS for pair in _pairs(outcomes, metric, study.interim) if usable],
-        _efficiency(study),
-        _flips(outcomes),
+        study=study,
+        outcomes=outcomes,
+        arms=[_arm(outcomes, arm) for arm in outcomes.arms if usable],
+        pairs=[pair for metric in METRICS for pair in _pairs(outcomes, metric, interim) if usable],
+        checkpoints={
+            checkpoint: _pairs(outcomes, rules.metric, interim, checkpoint)
+            for checkpoint in CHECKPOINTS
+            if usable and checkpoint in outcomes.after
+        },
+        intended=_intended(outcomes, rules.metric, interim) if usable and any(outcomes.failed.values()) else [],
+        efficiency=[compute_efficiency(course, targets) for course in courses],
+        efficiency_pairs=compare_courses(courses, targets, interim),
+        lengths=compute_lengths(study, outcomes) if usable else [],
+        flips=_flips(outcomes),
     )
 
 
 def _arm(outcomes: Outcomes, arm: str) -> ArmResult:
     before = {metric: outcomes.initial[arm, metric] for metric in METRICS}
     after = {metric: outcomes.final[arm, metric] for metric in METRICS}
+    clusters = outcomes.clusters
     scores = {
         metric: Scores(
-            initial=mean_accuracy(before[metric]),
-            final=mean_accuracy(after[metric]),
-            gain=gain(before[metric], after[metric]),
-            iqm=interquartile_mean(after[metric]),
+            initial=mean_accuracy(before[metric], clusters),
+            final=mean_accuracy(after[metric], clusters),
+            gain=gain(before[metric], after[metric], clusters),
+            iqm=interquartile_mean(after[metric], clusters),
         )
         for metric in METRICS
     }
-    split = format_and_reasoning(before["strict"], before["flexible"], after["strict"], after["flexible"])
+    split = format_and_reasoning(before["strict"], before["flexible"], after["strict"], after["flexible"], clusters)
     return ArmResult(arm, outcomes.seeds[arm], scores, split)
 
 
-def _pairs(outcomes: Outcomes, metric: str, interim: bool) -> list[PairResult]:
+def _pairs(outcomes: Outcomes, metric: str, interim: bool, checkpoint: Checkpoint | None = None) -> list[PairResult]:
     common = {(a, b): seeds for a, b in combinations(outcomes.arms, 2) if (seeds := outcomes.common_seeds(a, b))}
+    answers = {(a, b): outcomes.paired(a, b, metric, checkpoint) for a, b in common}
+    return _compare(outcomes, metric, interim, common, answers)
+
+
+def _intended(outcomes: Outcomes, metric: str, interim: bool) -> list[PairResult]:
+    """Every run that was begun counts: one that failed as the untrained policy, which is what it leaves to its user."""
+    common = {(a, b): seeds for a, b in combinations(outcomes.failed, 2) if (seeds := outcomes.intended_seeds(a, b))}
+    answers = {(a, b): outcomes.intended(a, b, metric) for a, b in common}
+    return _compare(outcomes, metric, interim, common, answers)
+
+
+def _compare(
+    outcomes: Outcomes,
+    metric: str,
+    interim: bool,
+    common: dict[tuple[str, str], list[int]],
+    answers: dict[tuple[str, str], tuple[Shares, Shares]],
+) -> list[PairResult]:
     found = []
     for (a, b), seeds in common.items():
-        comparison = compare_pair(*outcomes.paired(a, b, metric), pairs=len(common))
+        comparison = compare_pair(*answers[a, b], pairs=len(common), clusters=outcomes.clusters)
         found.append(PairResult(a, b, metric, seeds, without_test(comparison) if interim else comparison))
     return found
-
-
-def _efficiency(study: Study) -> list[Efficiency]:
-    finished = study.finished[["arm", "seed"]]
-    val = study.curves[study.curves["tag"] == "val/accuracy"].merge(finished, on=["arm", "seed"])
-    curves = {arm: rows for arm in study.arms if len(rows := _complete(val[val["arm"] == arm]))}
-    means = {arm: rows.groupby("rollout")["value"].mean() for arm, rows in curves.items()}
-    targets: list[float] = []
-    if means:
-        start = min(float(mean.iloc[0]) for mean in means.values())
-        reached = min(float(mean.max()) for mean in means.values())
-        if reached - start >= _SMALLEST_RISE:
-            targets = sorted({round(start + share * (reached - start), 2) for share in _TARGETS})
-    results = []
-    for arm, rows in curves.items():
-        accuracy = _by_run(rows, "value")
-        reach: dict[float, dict[str, BudgetToReach | None]] = {}
-        for target in targets:
-            reach[target] = {}
-            for name in BUDGETS:
-                budget = _by_run(rows, name)
-                known = bool((np.diff(budget, axis=1) > 0).all())  # NaN where it was not logged
-                reach[target][name] = budget_to_reach(budget, accuracy, target) if known else None
-        results.append(Efficiency(arm, reach, area_under_curve(_by_run(rows, "rollout"), accuracy)))
-    return results
-
-
-def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """The evaluations that all runs of an arm have."""
-    runs = rows["seed"].nunique()
-    return rows[rows.groupby("rollout")["seed"].transform("size") == runs]
-
-
-def _by_run(rows: pd.DataFrame, column: str) -> NDArray[np.float64]:
-    """(S, K): a row per seed, a column per evaluation."""
-    return rows.pivot(index="seed", columns="rollout", values=column).to_numpy(dtype=float)
 
 
 def _flips(outcomes: Outcomes) -> pd.DataFrame:

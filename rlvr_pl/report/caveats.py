@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
+from rlvr_pl.report.departures import find_departures
 from rlvr_pl.report.outcomes import Outcomes
 from rlvr_pl.report.study import Study
+from rlvr_pl.report.two_way import ALPHA
 from rlvr_pl.report.wording import listed, number, points
 from rlvr_pl.run.comparison import TUNE, choices
 from rlvr_pl.run.configuration import updates_per_rollout
 
 FEW_SEEDS = 5
+OUTLYING, OUTLYING_POINTS = 5.0, 5.0  # robust standard deviations from the arm's median, and at least so many points
+LEAST_DEVIATION = 1.0  # points, under which it does not matter whose runs scatter more
 CEILING, FLOOR = 0.95, 0.05  # final accuracies beyond which an arm has no room to differ
 TOKENS_APART = 0.1  # relative difference of completion tokens worth a word
 _ON_POLICY_TWINS = {"GRPO": "GSPO", "GSPOToken": "GSPO"}  # equal gradients where every ratio is 1
@@ -33,17 +40,20 @@ class Caveat:
 def find_caveats(study: Study, outcomes: Outcomes) -> list[Caveat]:
     """Find every caveat that applies, the most damaging first."""
     return [
+        *_exploratory(study),
         *_same_gradient(study),
         *_inert_objective(study),
         *_unbound_clip(study),
         *_other_questions(outcomes),
         *_unequal_budgets(study),
         *_unfinished(study),
+        *_failures(study, outcomes),
+        *_outlying_runs(study, outcomes),
+        *_unequal_variances(study, outcomes),
         *_few_seeds(study, outcomes),
-        *_undeclared_margin(study),
         *_untuned(study),
         *_chosen_at_an_end(study),
-        *_ceiling_or_floor(outcomes),
+        *_ceiling_or_floor(study, outcomes),
         *_chosen_on_val(outcomes),
         *_mixed_environments(study),
     ]
@@ -172,12 +182,65 @@ def _few_seeds(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
         )
 
 
-def _undeclared_margin(study: Study) -> Iterator[Caveat]:
-    if len(study.arms) > 1 and "margin" not in study.comparison:
+def _exploratory(study: Study) -> Iterator[Caveat]:
+    departures = find_departures(study)
+    if len(study.arms) > 1 and departures:
         yield Caveat(
-            "The margin was not declared",
-            f"That arms are equivalent means within ±{points(study.margin)} points, which is the default. Nothing in "
-            "the folder says that it was chosen before the runs.",
+            "Exploratory",
+            f"{_sentences([departure[0].upper() + departure[1:] for departure in departures])} What is found here is a "
+            "question for a study of its own, whose rules are declared before its first run.",
+        )
+
+
+def _failures(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
+    if len(set(map(len, outcomes.failed.values()))) > 1:
+        counts = "; ".join(f"{arm} {len(seeds)}" for arm, seeds in outcomes.failed.items())
+        yield Caveat(
+            "Not as many runs failed in each arm",
+            f"Failed: {counts}. The runs that are left are a choice of the better ones, so that no arm is called "
+            "better. See the differences with failed runs as untrained ones.",
+        )
+
+
+def _outlying_runs(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
+    """Runs far from their arm's others: a mean of runs is then mostly about how many of those there were.
+
+    Far is in units of the median deviation from the median, times 1.4826 for normal draws (Hampel 1974).
+    """
+    found = []
+    for arm in outcomes.arms if outcomes.golds else []:
+        runs = outcomes.final[arm, study.rules.metric].mean(axis=1)
+        middle = float(np.median(runs))
+        of_questions = math.sqrt(middle * (1 - middle) / len(outcomes.golds))  # what chance does to one run
+        scatter = max(1.4826 * float(np.median(np.abs(runs - middle))), of_questions)
+        far = max(OUTLYING * scatter, OUTLYING_POINTS / 100)
+        for seed, run in zip(outcomes.seeds[arm], runs, strict=True):
+            if len(runs) >= 3 and abs(run - middle) > far:
+                found.append(f"{arm} seed {seed} {points(run)} % (the arm's median is {points(middle)} %)")
+    if found:
+        yield Caveat(
+            "Outlying runs",
+            f"{'; '.join(found)}. Such runs are a finding about stability. A mean with few of them says little about "
+            "how often they come, and its interval covers less than it says: look at the runs one by one.",
+        )
+
+
+def _unequal_variances(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
+    """Arms of which one is less reliable than another (Brown & Forsythe 1974)."""
+    runs = {
+        arm: outcomes.final[arm, study.rules.metric].mean(axis=1)
+        for arm in outcomes.arms
+        if outcomes.golds and len(outcomes.seeds[arm]) >= 3
+    }
+    deviations = {arm: float(of_arm.std(ddof=1)) for arm, of_arm in runs.items()}
+    if len(runs) < 2 or max(deviations.values()) < LEAST_DEVIATION / 100 or min(deviations.values()) == 0:
+        return
+    if stats.levene(*runs.values(), center="median").pvalue < ALPHA:
+        each = "; ".join(f"{arm} {points(deviation)}" for arm, deviation in deviations.items())
+        yield Caveat(
+            "Some arms scatter more than others",
+            f"Standard deviation of the runs' accuracies, in points: {each}. Intervals of differences allow for it; "
+            "that one arm is less reliable is a result beside its mean.",
         )
 
 
@@ -205,8 +268,8 @@ def _chosen_at_an_end(study: Study) -> Iterator[Caveat]:
         )
 
 
-def _ceiling_or_floor(outcomes: Outcomes) -> Iterator[Caveat]:
-    finals = {arm: outcomes.final[arm, "strict"].mean() for arm in outcomes.arms if outcomes.golds}
+def _ceiling_or_floor(study: Study, outcomes: Outcomes) -> Iterator[Caveat]:
+    finals = {arm: outcomes.final[arm, study.rules.metric].mean() for arm in outcomes.arms if outcomes.golds}
     for arms, where in (
         ([arm for arm, share in finals.items() if share >= CEILING], "ceiling"),
         ([arm for arm, share in finals.items() if share <= FLOOR], "floor"),

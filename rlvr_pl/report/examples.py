@@ -62,7 +62,7 @@ def find_examples(study: Study, outcomes: Outcomes) -> list[Example]:
         usual = bool(solved.mean() >= 0.5)
         seed = outcomes.seeds[arm][int(np.argmax(solved == usual))]
         run = study.runs.set_index(["arm", "seed"]).loc[(arm, seed)]
-        rollout = 0 if initial else int(run["best_rollout"])
+        rollout = 0 if initial else int(run["best_rollout" if outcomes.checkpoint == "best" else "rollouts_done"])
         path = records_path(study.folder / run["path"], outcomes.split, rollout)
         if path not in shown:
             shown[path] = read_completions(path, questions)

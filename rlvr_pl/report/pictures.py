@@ -38,8 +38,8 @@ _DIAGNOSTICS = (
     ("train/grad_norm", "Gradient norm before clipping", False),
 )
 _BUDGET_AXES = {
-    "rollouts": ("rollout", "rollouts"),
     "tokens": ("completion_tokens", "completion tokens"),
+    "rollouts": ("rollout", "rollouts"),
     "seconds": ("train_seconds", "seconds of generation, rewards and updates"),
 }
 
@@ -111,18 +111,18 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
 def _outcome_pictures(analysis: Analysis) -> Iterator[Picture]:
     styles = figures.styles(analysis.study.arms)
     outcomes = analysis.outcomes
-    for metric in METRICS if analysis.arms else ():
-        runs = {result.arm: outcomes.final[result.arm, metric].mean(axis=1) for result in analysis.arms}
-        means = {result.arm: result.scores[metric].final for result in analysis.arms}
-        title = f"Final {outcomes.split} accuracy, {metric}"
-        alt = f"{title}: {'; '.join(f'{arm} {mean.value:.1%}' for arm, mean in means.items())}"
-        yield _picture(f"final_{metric}", alt, figures.accuracies(runs, means, styles, title))
     for metric in METRICS:
         pairs = {f"{pair.a} − {pair.b}": pair.comparison.difference for pair in analysis.pairs_by(metric)}
         if pairs:
             title = f"Differences in final {outcomes.split} accuracy, {metric}"
             alt = f"{title}: {'; '.join(f'{name} {100 * d.value:+.1f} points' for name, d in pairs.items())}"
             yield _picture(f"differences_{metric}", alt, figures.differences(pairs, title))
+    for metric in METRICS if analysis.arms else ():
+        runs = {result.arm: outcomes.final[result.arm, metric].mean(axis=1) for result in analysis.arms}
+        means = {result.arm: result.scores[metric].final for result in analysis.arms}
+        title = f"Final {outcomes.split} accuracy, {metric}"
+        alt = f"{title}: {'; '.join(f'{arm} {mean.value:.1%}' for arm, mean in means.items())}"
+        yield _picture(f"final_{metric}", alt, figures.accuracies(runs, means, styles, title))
 
 
 def _tuning_pictures(study: Study) -> Iterator[Picture]:

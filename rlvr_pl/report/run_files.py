@@ -51,6 +51,7 @@ def read_evaluation(path: Path) -> tuple[pd.DataFrame, str | None]:
         problems.append("its last line is torn" if torn else f"unreadable lines: {len(lines) - len(whole)}")
         table = _parse(b"".join(whole)) if whole else _RECORD_SCHEMA.empty_table()
     frame = table.to_pandas()
+    frame["cluster"] = frame["cluster"].fillna("")  # records made before there were clusters have none
     incomplete = frame.isna().any(axis=1)
     if incomplete.any():
         problems.append(f"records that lack a field: {incomplete.sum()}")

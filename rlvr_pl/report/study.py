@@ -24,7 +24,7 @@ from rlvr_pl.run.comparison import (
     seed_of,
 )
 from rlvr_pl.run.configuration import flatten, read_config, samples_per_rollout, settings_of, updates_per_rollout
-from rlvr_pl.run.declaration import MARGIN
+from rlvr_pl.run.declaration import Declaration, read_declaration
 from rlvr_pl.run.folder import BEST_MODEL, CONFIG, EVALUATIONS, RUN_FILE
 from rlvr_pl.run.records import find_records
 from rlvr_pl.run.state import read_run_file
@@ -82,9 +82,21 @@ class Study:
         return [Trial.read(row) for row in self.comparison.get(TUNING, [])]
 
     @property
+    def declaration(self) -> Declaration | None:
+        """What was declared before the first run."""
+        return read_declaration(self.comparison)[0]
+
+    @property
+    def rules(self) -> Declaration:
+        """By what it is judged: as declared, else as ``comparison.yaml`` has it, else as usual."""
+        if self.declaration is not None:
+            return self.declaration
+        return Declaration.of_comparison(self.comparison)
+
+    @property
     def margin(self) -> float:
         """The difference in accuracy, in 0…1, under which arms count as equivalent."""
-        return float(self.comparison.get("margin", MARGIN)) / 100
+        return self.rules.margin / 100
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from scipy.stats import binomtest
 
-from rlvr_pl.report.analysis import BUDGETS, Analysis
+from rlvr_pl.report.analysis import Analysis, PairResult
+from rlvr_pl.report.efficiency import BUDGETS, EfficiencyPair
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.statistics import BudgetToReach
 from rlvr_pl.report.study import Study
-from rlvr_pl.report.wording import MISSING, amount, brackets, listed, number, p_value, points, with_interval
+from rlvr_pl.report.two_way import Estimate
+from rlvr_pl.report.wording import (
+    MISSING,
+    amount,
+    brackets,
+    listed,
+    number,
+    p_value,
+    plain,
+    points,
+    times,
+    with_interval,
+)
 from rlvr_pl.run.comparison import TUNE, TUNING, choices
+from rlvr_pl.run.declaration import DECLARATION, Checkpoint
 from rlvr_pl.run.folder import CONFIG
 
 BUDGET_NAMES = {"samples": "samples", "completion_tokens": "tokens", "train_seconds": "seconds"}
+CHECKPOINT_NAMES: dict[Checkpoint, str] = {
+    "best": "the checkpoint that was best on val",
+    "last": "the last checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +68,15 @@ def accuracy_table(analysis: Analysis) -> Table:
         for scores in [result.scores[metric]]
     ]
     caption = (
-        f"Accuracy on {questions:,} {split} questions, in percent (Δ in points), with 95 % intervals over seeds and "
-        "questions. Strict: the answer in the tags; flexible: the last number. Final: with the checkpoint that was "
-        "best on val. IQM: interquartile mean of the final accuracies."
+        f"Accuracy on {questions:,} {split} questions, in percent (Δ in points), with 95 % intervals for new seeds and "
+        "new questions. Strict: the answer in the tags; flexible: the last number. Final: with "
+        f"{_checkpoint(analysis)}. IQM: interquartile mean of the final accuracies."
     )
     return Table(caption, ["arm", "accuracy", "seeds", "initial", "final", "Δ", "IQM"], rows, labels=2)
+
+
+def _checkpoint(analysis: Analysis) -> str:
+    return CHECKPOINT_NAMES[analysis.outcomes.checkpoint]
 
 
 def gain_table(analysis: Analysis) -> Table:
@@ -91,10 +115,10 @@ def pair_table(analysis: Analysis) -> Table:
             ]
         )
     caption = (
-        "Differences in final accuracy, in points, paired over seeds and questions, with 95 % intervals, for new seeds "
-        "and new questions. All pairs: intervals that hold together with 95 %, and p corrected likewise (Bonferroni); "
-        "the verdict stands on these. P(better): probability in percent that a run of the first beats one of the "
-        "second, on these questions."
+        f"Differences in final accuracy, with {_checkpoint(analysis)}, in points, paired over seeds and questions, "
+        "with 95 % intervals, for new seeds and new questions. All pairs: intervals that hold together with 95 %, and "
+        "p corrected likewise (Bonferroni); the verdict stands on these. P(better): probability in percent that a run "
+        "of the first beats one of the second, on these questions."
     )
     if analysis.study.interim:
         caption += (
@@ -105,8 +129,66 @@ def pair_table(analysis: Analysis) -> Table:
     return Table(caption, columns, rows, labels=2)
 
 
+def checkpoint_table(analysis: Analysis) -> Table:
+    """Tabulate the differences with each of the checkpoints; without rows where only one was evaluated."""
+    by_checkpoint = analysis.checkpoints
+    if len(by_checkpoint) < 2:
+        return Table("", [], [])
+    rows = [
+        [f"{pairs[0].a} − {pairs[0].b}", *(_difference(pair) for pair in pairs)]
+        for pairs in zip(*by_checkpoint.values(), strict=True)
+    ]
+    caption = (
+        f"The same differences, {analysis.study.rules.metric}, with each of the checkpoints. Choosing by val favours "
+        f"an arm whose checkpoints vary much. The verdict stands on {_checkpoint(analysis)}, as was "
+        f"{'declared' if analysis.study.declaration else 'assumed'}."
+    )
+    return Table(caption, ["pair", *(CHECKPOINT_NAMES[name] for name in by_checkpoint)], rows)
+
+
+def _difference(pair: PairResult | EfficiencyPair) -> str:
+    comparison = pair.comparison if isinstance(pair, PairResult) else pair.area
+    p = comparison.p_value
+    text = with_interval(comparison.difference, signed=True)
+    return text if math.isnan(p) else f"{text}, p {'' if p < 0.001 else '= '}{p_value(p)}"
+
+
+def outcome_table(analysis: Analysis) -> Table:
+    """Tabulate how the runs of each arm ended, the failed ones among them."""
+    outcomes, metric = analysis.outcomes, analysis.study.rules.metric
+    rows = []
+    for arm in analysis.study.arms:
+        finished, failed = len(outcomes.seeds[arm]), len(outcomes.failed[arm])
+        ended = finished + failed
+        if not ended:
+            continue
+        below, low, high = 0, "", ""
+        if finished:
+            final, initial = (x[arm, metric].mean(axis=1) for x in (outcomes.final, outcomes.initial))
+            below, low, high = int((final < initial).sum()), points(final.min()), points(final.max())
+        share = binomtest(failed, ended).proportion_ci(method="wilson")
+        rate = with_interval(Estimate(failed / ended, share.low, share.high))
+        rows.append([arm, str(finished), str(failed), rate, str(below), low or MISSING, high or MISSING])
+    caption = (
+        "How the runs ended: failed ones in percent with Wilson's 95 % interval; those that ended below the untrained "
+        f"policy; the lowest and the highest final accuracy ({metric}, in percent)."
+    )
+    return Table(caption, ["arm", "finished", "failed", "failed, %", "below the start", "lowest", "highest"], rows)
+
+
+def intended_table(analysis: Analysis) -> Table:
+    """Tabulate the differences over all runs that were begun; without rows where none has failed."""
+    rows = [[f"{pair.a} − {pair.b}", str(len(pair.seeds)), _difference(pair)] for pair in analysis.intended]
+    caption = (
+        f"All runs that were begun ({analysis.study.rules.metric}): one that failed counts as the untrained policy, "
+        "which is what it leaves to its user. Differences in points, with 95 % intervals, for new seeds and new "
+        "questions."
+    )
+    return Table(caption, ["pair", "seeds", "difference"], rows)
+
+
 def efficiency_table(analysis: Analysis) -> Table:
-    """Tabulate what it took to reach an accuracy on val."""
+    """Tabulate what it took to reach the declared accuracies on val."""
     targets = list(analysis.efficiency[0].reach) if analysis.efficiency else []
     columns = ["arm", "area under the curve"]
     columns += [f"{BUDGET_NAMES[name]} to {100 * target:.0f} %" for target in targets for name in BUDGETS]
@@ -119,10 +201,45 @@ def efficiency_table(analysis: Analysis) -> Table:
         for efficiency in analysis.efficiency
     ]
     caption = (
-        "What it took to reach an accuracy on val (strict): the median over runs, linear between evaluations; in "
-        "brackets the runs that reached it, where not all did. Seconds also measure what else the machine did. Area: "
-        "mean val accuracy over the rollouts, in percent."
+        f"Area: mean accuracy on val over the rollouts ({analysis.study.rules.metric}), in percent, with 95 % "
+        "intervals for new seeds and new questions."
     )
+    if targets:
+        caption += (
+            " What it took to reach an accuracy: the median over runs, linear between evaluations; in brackets the "
+            "runs that reached it, where not all did. Seconds also measure what else the machine did: runs that share "
+            "it slow each other."
+        )
+    else:
+        caption += (
+            " No thresholds were declared, so none are shown: chosen from the curves, they would be chosen to differ."
+        )
+    return Table(caption, columns, rows)
+
+
+def course_table(analysis: Analysis) -> Table:
+    """Tabulate the differences between the arms' courses; without rows where there is one arm."""
+    pairs = analysis.efficiency_pairs
+    targets = list(pairs[0].tokens) if pairs else []
+    columns = ["pair", "seeds", "area under the curve", *(f"tokens to {100 * target:.0f} %" for target in targets)]
+    rows = [
+        [
+            f"{pair.a} − {pair.b}",
+            str(len(pair.seeds)),
+            _difference(pair),
+            *(times(pair.tokens[target]) for target in targets),
+        ]
+        for pair in pairs
+    ]
+    caption = (
+        "Differences of the areas, in points, paired over seeds and questions, with 95 % intervals, for new seeds and "
+        "new questions (each pair for itself)."
+    )
+    if targets:
+        caption += (
+            " Tokens: how many times the second arm's the first needs, a geometric mean with the same kind of "
+            "interval; nothing where some run never arrived."
+        )
     return Table(caption, columns, rows)
 
 
@@ -148,10 +265,40 @@ def tuning_table(study: Study) -> Table:
     seeds = study.comparison[TUNE]["seeds"]
     caption = (
         f"What every arm tried before the result's runs, with seeds {listed([str(seed) for seed in seeds])}, none of "
-        "the result's: strict accuracy on val in percent, of each run's best checkpoint. Each arm took the "
-        "setting with the best mean. The test split was not evaluated."
+        f"the result's: accuracy on val in percent ({study.rules.metric}), with "
+        f"{CHECKPOINT_NAMES[study.rules.checkpoint]}. Each arm took the setting with the best mean. The test split was "
+        "not evaluated."
     )
     return Table(caption, ["arm", *keys, "mean", "runs", ""], rows, labels=1 + len(keys))
+
+
+def declaration_table(study: Study) -> Table:
+    """Tabulate what was declared before the first run; without rows where nothing was."""
+    declared = study.declaration
+    if declared is None:
+        return Table("", [], [])
+    rows = [
+        ["primary outcome", f"final {declared.metric} accuracy, with {CHECKPOINT_NAMES[declared.checkpoint]}"],
+        ["equivalent within", f"±{declared.margin:g} points"],
+        ["arms", ", ".join(declared.arms)],
+        ["seeds", ", ".join(map(str, declared.seeds))],
+        ["thresholds on val", ", ".join(f"{value:g} %" for value in declared.thresholds) or "none"],
+        ["looks", declared.looks],
+        ["made", declared.made],
+        ["sha256", declared.sha256],
+    ]
+    return Table("What was declared before the first run.", ["item", "value"], rows, code=True)
+
+
+def length_table(analysis: Analysis) -> Table:
+    """Tabulate how long right and wrong completions are."""
+    rows = [[lengths.name, plain(lengths.wrong), plain(lengths.right)] for lengths in analysis.lengths]
+    caption = (
+        f"Tokens of a completion after training ({analysis.outcomes.split}, {analysis.study.rules.metric}): means with "
+        "95 % intervals for new seeds, on these questions. A mean over a sequence's own tokens is said to let wrong "
+        "completions grow (Dr.GRPO, arXiv 2503.20783)."
+    )
+    return Table(caption, ["arm", "wrong", "right"], rows)
 
 
 def flip_table(analysis: Analysis) -> Table:
@@ -188,7 +335,7 @@ def budget_table(study: Study) -> Table:
         rows.append([arm, f"{len(finished)} of {len(of_arm)}", *(amount(means[name]) for name in columns)])
     caption = (
         "The budget of a run: means over the finished runs of each arm. Training: generation, rewards and updates. "
-        "Wall clock: evaluations included."
+        "Wall clock: evaluations included. Seconds are of what else the machine did as well."
     )
     return Table(caption, ["arm", "finished runs", *columns.values()], rows)
 
@@ -201,7 +348,7 @@ def run_table(study: Study) -> Table:
         planned = amount(number(run["max_rollouts"]))
         best = amount(number(run["best_rollout"]))
         rows.append([run["arm"], str(run["seed"]), str(run["state"]), f"{done} of {planned}", best])
-    caption = "Runs. Best: the rollout after which accuracy on val was highest; that checkpoint was tested."
+    caption = "Runs. Best: the rollout after which accuracy on val was highest."
     return Table(caption, ["arm", "seed", "state", "rollouts", "best"], rows, labels=2)
 
 
@@ -241,7 +388,8 @@ def environment_table(study: Study) -> Table:
 def commands(study: Study) -> str:
     """Write what to type to run it again, and for a comparison the file to type it with."""
     if study.comparison:
-        given = {key: value for key, value in study.comparison.items() if key not in ("resolved", TUNING)}
+        left_out = ("resolved", TUNING, DECLARATION)
+        given = {key: value for key, value in study.comparison.items() if key not in left_out}
         file = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
         return f"# compare.yaml\n{file}\npython -m rlvr_pl compare --config compare.yaml"
     first = study.runs.drop_duplicates("arm").dropna(subset="path")

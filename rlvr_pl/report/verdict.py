@@ -3,7 +3,8 @@
 It stands on the intervals of the differences, which hold together for all pairs of arms: one arm is better than another
 where its interval lies beyond 0; they are equivalent where it lies within the margin, ±δ, that the comparison declares;
 else the pair is undecided, and the interval says what is excluded. Where an arm lost more of its runs than the other,
-those that are left are a choice of the better ones, and neither is called better.
+those that are left are a choice of the better ones, and neither is called better. A study that departs from what was
+declared before its first run is called exploratory.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import math
 
 from rlvr_pl.report.analysis import Analysis, PairResult
+from rlvr_pl.report.departures import find_departures
 from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.wording import interval, listed, p_value, points, with_interval
 
 
 def verdict(analysis: Analysis) -> str:
-    """Answer the comparison in one sentence of plain words, on strict final accuracy."""
+    """Answer the comparison in one sentence of plain words, by the primary outcome."""
     done, total = len(analysis.study.finished), len(analysis.study.runs)
     if not analysis.arms:
         return f"No verdict yet: none of the {total} runs has finished with both its first and its last evaluation."
@@ -26,7 +28,7 @@ def verdict(analysis: Analysis) -> str:
             "accuracy), and who looks before the end finds differences that are none."
         )
     split = analysis.outcomes.split
-    pairs = analysis.pairs_by("strict")
+    pairs = analysis.primary
     if len(analysis.arms) == 1:
         return _one_arm(analysis)
     if all(math.isnan(pair.comparison.p_value) for pair in pairs):
@@ -48,12 +50,17 @@ def verdict(analysis: Analysis) -> str:
         arms = dict.fromkeys(arm for pair in spoilt for arm in (pair.a, pair.b))
         counts = listed([f"{failed[arm]} of {arm}" for arm in arms])
         parts.append(f"{_named(spoilt)} cannot be compared, for not as many runs failed: {counts}")
-    return f"In final {split} accuracy, {'; '.join(parts)}."
+    start = "Exploratory: in" if find_departures(analysis.study) else "In"
+    return f"{start} final {split} accuracy{_by(analysis)}, {'; '.join(parts)}."
+
+
+def _by(analysis: Analysis) -> str:
+    return "" if analysis.study.rules.metric == "strict" else " by the last number"
 
 
 def _one_arm(analysis: Analysis) -> str:
     (only,) = analysis.arms
-    scores = only.scores["strict"]
+    scores = only.scores[analysis.study.rules.metric]
     done, total = len(analysis.study.finished), len(analysis.study.runs)
     start = f"So far, with {done} of {total} runs finished: " if analysis.study.interim else ""
     known = "" if math.isnan(scores.gain.low) else f" (95 % interval of the gain {interval(scores.gain)} points)"
@@ -64,7 +71,9 @@ def _one_arm(analysis: Analysis) -> str:
 
 
 def _finals(analysis: Analysis) -> str:
-    return listed([f"{arm.arm} {points(arm.scores['strict'].final.value)} %" for arm in analysis.arms])
+    return listed(
+        [f"{arm.arm} {points(arm.scores[analysis.study.rules.metric].final.value)} %" for arm in analysis.arms]
+    )
 
 
 def _is_beyond_zero(pair: PairResult) -> bool:

@@ -36,6 +36,22 @@ def with_interval(estimate: Estimate, signed: bool = False) -> str:
     return f"{points(estimate.value, signed)} {brackets(estimate, signed)}".rstrip()
 
 
+def times(ratio: Estimate) -> str:
+    """Write ``× 1.32 [1.10, 1.58]``; without brackets where there is no interval."""
+    if math.isnan(ratio.value):
+        return MISSING
+    within = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"× {ratio.value:.2f}{within}"
+
+
+def plain(estimate: Estimate) -> str:
+    """Write ``41.3 [40.2, 42.4]``, in the estimate's own unit."""
+    if math.isnan(estimate.value):
+        return MISSING
+    within = "" if math.isnan(estimate.low) else f" [{estimate.low:.1f}, {estimate.high:.1f}]"
+    return f"{estimate.value:.1f}{within}".replace("-", "−")
+
+
 def p_value(p: float) -> str:
     """Write ``.004``, ``.32``, ``< .001``."""
     if math.isnan(p):

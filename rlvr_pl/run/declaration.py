@@ -60,6 +60,13 @@ class Declaration:
         return written | {"sha256": self.sha256}
 
     @classmethod
+    def of_comparison(cls, comparison: Mapping[str, Any]) -> Declaration:
+        """Take the rules that a comparison states without having declared them, and the usual ones for the others."""
+        stated = {key: comparison[key] for key in ("metric", "checkpoint", "margin") if key in comparison}
+        arms, seeds = comparison.get("arms", {}), tuple(comparison.get("seeds", ()))
+        return cls(arms, seeds, thresholds=tuple(comparison.get("thresholds", ())), **stated)
+
+    @classmethod
     def read(cls, values: Mapping[str, Any]) -> Declaration:
         """Read what ``as_written`` wrote, whether or not its digest is still its own."""
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}

@@ -28,6 +28,7 @@ class EvaluationRecord:
     tokens: int
     truncated: bool
     completion: str
+    cluster: str = ""  # what the question belongs to, where the data says
 
 
 def records_path(log_dir: str | Path, stage: str, rollout: int) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlvr_pl.compare.plan import Run
 from rlvr_pl.compare.record import begin, check_unchanged
 from rlvr_pl.run.comparison import read_comparison
+from rlvr_pl.run.declaration import read_declaration
 from rlvr_pl.run.lock import try_lock
 from rlvr_pl.types import ConfigError
 from tests.helpers.comparisons import QUICKSTART, plan
@@ -59,6 +61,37 @@ def test_the_margin_is_declared_before_the_first_run(tmp_path: Path) -> None:
     begin(declared)
     with pytest.raises(ConfigError, match=r"margin is 2, and was declared as 1\.5 before the runs in .*another folder"):
         begin(comparison)
+
+
+def test_what_is_declared_stays_once_a_run_or_a_trial_has_begun(tmp_path: Path) -> None:
+    tune = {"grid": {"model.optimizer.lr": [1e-4, 2e-4]}, "seeds": [100]}
+    first = begin(plan(tmp_path, tune=tune))
+    assert first is not None
+    assert begin(plan(tmp_path, tune=tune)) == first, "said again, it is the same"
+    declared = begin(plan(tmp_path, tune=tune, thresholds=[70, 50], metric="flexible", checkpoint="last"))
+    assert declared is not None
+    assert (declared.metric, declared.checkpoint, declared.thresholds) == ("flexible", "last", (50.0, 70.0))
+    assert declared.sha256 != first.sha256
+    assert declared.plan["tune"] == tune
+    record = read_comparison(tmp_path / "runs")
+    assert record is not None
+    assert read_declaration(record) == (declared, True)
+    assert read_declaration(record | {"declaration": record["declaration"] | {"seeds": [0]}})[1] is False
+    touch_checkpoint(Run("GSPO+lr=0.0001", 100, tmp_path / "runs" / "tuning" / "GSPO+lr=0.0001" / "seed_100"))
+    with pytest.raises(ConfigError, match="metric is strict, and was declared as flexible before the runs in"):
+        begin(plan(tmp_path, tune=tune, thresholds=[70, 50], checkpoint="last"))
+    added = plan(tmp_path, tune=tune, thresholds=[70, 50], metric="flexible", checkpoint="last", seeds=[0, 1, 2])
+    assert begin(added) == declared, "a seed may be added, and is none of what was declared"
+
+
+def test_runs_that_were_there_before_anything_was_declared(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison)
+    file = tmp_path / "runs" / "comparison.yaml"
+    record = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({key: value for key, value in record.items() if key != "declaration"}))
+    touch_checkpoint(comparison.runs()[0])
+    assert begin(comparison) is None
 
 
 def test_only_the_arms_that_have_runs_are_bound(tmp_path: Path) -> None:

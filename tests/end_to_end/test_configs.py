@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from rlvr_pl.compare.comparison_file import load_comparison
 from rlvr_pl.compare.plan import Run
@@ -17,7 +18,8 @@ from tests.helpers.runs import read_scalars
 
 OBJECTIVES = {"grpo": "GRPO", "dr_grpo": "DrGRPO", "gspo": "GSPO"}
 GSPO_BAND = {"compare": (3e-4, 4e-4), "compare_embedded": (3e-3, 4e-3)}
-COMPARISONS = {"compare": 15, "compare_embedded": 15, "compare_published": 3}  # and how many runs each has
+COMPARISONS = {"compare": 15, "compare_embedded": 18, "compare_published": 3}  # and how many runs each has
+CONTROLS = ("compare_controls", "compare_staleness")
 
 
 def small(save_dir: Path, *configs: str, **overrides: Any) -> list[str]:
@@ -48,7 +50,7 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[
 
 def test_every_configuration_is_run_here() -> None:
     names = {file.stem for file in CONFIGS.glob("*.yaml")}
-    assert names == {*OBJECTIVES, *COMPARISONS, "compare_controls", "embedded", "published", "quickstart", "qwen_gsm8k"}
+    assert names == {*OBJECTIVES, *COMPARISONS, *CONTROLS, "embedded", "published", "quickstart", "qwen_gsm8k"}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -148,7 +150,7 @@ def test_a_comparison_s_arms_differ_in_the_objective_alone(name: str, monkeypatc
 def test_the_embedded_comparison_tunes_every_arm_alike() -> None:
     tune = load_comparison(CONFIGS / "compare_embedded.yaml").tune
     assert tune is not None
-    assert (len(tune.points()), len(tune.seeds)) == (4, 2)
+    assert (len(tune.points()), len(tune.seeds)) == (3, 2)
 
 
 def test_the_controls_are_one_arm_of_the_embedded_comparison_again_and_at_a_tenth_of_its_rate(
@@ -160,8 +162,37 @@ def test_the_controls_are_one_arm_of_the_embedded_comparison_again_and_at_a_tent
     first, second, tenth = study.resolved.values()
     assert second == first | {"seed_offset": 1000}
     rate = "model.optimizer.init_args.lr"
-    assert (first[rate], tenth[rate], tenth) == (3e-4, 3e-5, first | {rate: 3e-5})
-    assert first == load_comparison(CONFIGS / "compare_embedded.yaml").resolved["GRPO"]
+    assert (first[rate], tenth[rate], tenth) == (1.5e-4, 1.5e-5, first | {rate: 1.5e-5})
+    embedded = load_comparison(CONFIGS / "compare_embedded.yaml").resolved["GRPO"]
+    assert {key for key in first.keys() | embedded.keys() if first.get(key) != embedded.get(key)} == {
+        rate,
+        "data.max_rollouts",
+        "data.source.init_args.test_size",
+    }
+
+
+def test_with_one_update_a_rollout_gspo_is_grpo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same completions and rewards, and weights that rounding alone tells apart.
+
+    Not to the bit, with a ratio of exactly 1 neither (``rescored``): GSPO takes the mean over the tokens before
+    the ratio's gradient and GRPO after it, whose last bits differ, and AdamW makes steps of gradients near 0.
+    """
+    monkeypatch.chdir(CONFIGS.parent)
+    comparison = load_comparison(CONFIGS / "compare_staleness.yaml")
+    assert len(comparison.runs()) == 12
+    updates = {arm: config["model.minibatches_per_rollout"] for arm, config in comparison.resolved.items()}
+    assert updates == {"GRPO-1": 1, "GSPO-1": 1, "GRPO-4": 4, "GRPO-8": 8}
+    made_small = [flag for flag in small(tmp_path) if flag.startswith(("--model", "--data"))]
+    weights, rewards = [], []
+    for arm in ("GRPO-1", "GSPO-1"):
+        run = Run(arm, 3, tmp_path / arm / "seed_3")
+        main([*comparison.fit_arguments(run), *made_small, "--model.max_completion_tokens=48"])
+        weights.append(load_file(run.folder / "best_model" / "model.safetensors"))
+        rewards.append(read_scalars(run.folder)["train/reward"])
+    assert rewards[0] == rewards[1]
+    assert any(rewards[0].values())
+    apart = max(float((a - b).abs().max()) for a, b in zip(*(w.values() for w in weights), strict=True))
+    assert apart < 0.1 * 1.5e-4, "a tenth of what a step moves a weight"
 
 
 def test_a_run_of_the_embedded_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from rlvr_pl.run.declaration import Declaration
 from rlvr_pl.run.records import records_path, write_records
 
 CONFIG: dict[str, Any] = {
@@ -221,15 +222,20 @@ def write_run(
 RATES = [1e-4, 2e-4, 4e-4]
 
 
-def write_plan(root: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """``comparison.yaml``, as ``compare`` writes it."""
+def write_plan(root: Path, arms: Sequence[str], seeds: Sequence[int], **rules: Any) -> None:
+    """``comparison.yaml``, as ``compare`` writes it; ``rules`` are what is declared but for arms and seeds."""
+    declared = Declaration({arm: {"model.loss": arm} for arm in arms}, tuple(seeds), **rules)
     plan = {
         "folder": str(root),
         "base": ["configs/quickstart.yaml"],
         "overrides": {},
         "arms": {arm: {"model.loss": arm} for arm in arms},
         "seeds": list(seeds),
-        "margin": 2.0,
+        "metric": declared.metric,
+        "checkpoint": declared.checkpoint,
+        "margin": declared.margin,
+        "thresholds": list(declared.thresholds),
+        "declaration": declared.as_written(),
         "tune": {"grid": {"model.optimizer.lr": RATES}, "seeds": [100, 101]},
         "tuning": [
             {"arm": arm, "settings": {"model.optimizer.lr": lr}, "val": [0.5 - d, 0.52 - d], "chosen": d == 0}

@@ -13,6 +13,7 @@ import pytest
 from rlvr_pl.report.caveats import Caveat, find_caveats
 from rlvr_pl.report.outcomes import Outcomes, collect_outcomes
 from rlvr_pl.report.study import Study, load_study
+from rlvr_pl.run.declaration import Declaration
 from tests.helpers.studies import write_study
 
 
@@ -166,14 +167,16 @@ def test_equal_samples_with_unequal_tokens(sound: tuple[Study, Outcomes]) -> Non
 def test_unfinished_and_failed_runs(sound: tuple[Study, Outcomes]) -> None:
     study, _ = sound
     changed = with_runs(study, "state", {("GRPO", 1): "failed", ("GSPO", 4): "training"})
-    unfinished, few = find_caveats(changed, collect_outcomes(changed))
+    unfinished, failures, few = find_caveats(changed, collect_outcomes(changed))
+    assert failures.title == "Not as many runs failed in each arm"
+    assert failures.text.startswith("Failed: GSPO 0; GRPO 1; DrGRPO 0. ")
     assert unfinished.title == "2 of 15 runs are not finished"
     assert unfinished.text.startswith("GSPO seed 4: training; GRPO seed 1: failed. ")
     assert few.title == "Fewer than 5 seeds"
     assert few.text.startswith("Finished runs: GSPO 4; GRPO 4. ")
     assert "p-values are too small" not in few.text
     fewest = with_runs(study, "state", {("GRPO", seed): "training" for seed in (0, 1, 2)})
-    _, few = find_caveats(fewest, collect_outcomes(fewest))
+    few = find_caveats(fewest, collect_outcomes(fewest))[-1]
     assert few.text.startswith("Finished runs: GRPO 2. ")
     assert "With two, p-values are too small as well" in few.text
 
@@ -184,13 +187,70 @@ def test_runs_that_answered_other_questions(sound: tuple[Study, Outcomes]) -> No
     assert caveat == Caveat("Not every run answered the same questions", "A/seed_0: lacks some. A/seed_1: lacks more.")
 
 
-def test_an_undeclared_margin(sound: tuple[Study, Outcomes]) -> None:
+def test_what_was_not_declared_is_exploratory(sound: tuple[Study, Outcomes]) -> None:
     study, outcomes = sound
     (caveat, untuned) = find_caveats(replace(study, comparison={}), outcomes)
     assert untuned.title == "The arms were not tuned"
-    assert caveat.title == "The margin was not declared"
-    assert "±2.0 points" in caveat.text
+    assert caveat.title == "Exploratory"
+    assert caveat.text.startswith("Nothing in the folder says what was declared before the runs. ")
     assert find_caveats(replace(study, comparison={}, arms=study.arms[:1]), outcomes) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"margin": 5.0}, "Margin was declared as 2.0 and is 5.0."),
+        ({"checkpoint": "last"}, "Checkpoint was declared as best and is last."),
+        ({"thresholds": [10.0]}, "Thresholds was declared as [] and is [10.0]."),
+        ({"seeds": [0, 1, 2, 3]}, ""),  # by the runs that are there, not by the list
+    ],
+)
+def test_departures_from_the_declaration(change: dict[str, Any], said: str, sound: tuple[Study, Outcomes]) -> None:
+    study, outcomes = sound
+    found = find_caveats(replace(study, comparison=study.comparison | change), outcomes)
+    assert titles(found) == (["Exploratory"] if said else [])
+    assert all(caveat.text.startswith(said) for caveat in found)
+
+
+def test_arms_and_seeds_that_were_added_or_left_out(sound: tuple[Study, Outcomes]) -> None:
+    study, outcomes = sound
+    declared = Declaration({"GSPO": {}, "GRPO": {}, "RLOO": {}}, (0, 1, 2, 3, 7))
+    caveat, *_ = find_caveats(
+        replace(study, comparison=study.comparison | {"declaration": declared.as_written()}), outcomes
+    )
+    assert caveat.title == "Exploratory"
+    assert caveat.text.startswith(
+        "Arm DrGRPO was added. Arm RLOO was left out. Seed 4 was added. Seed 7 was left out. What is found here"
+    )
+
+
+def test_a_declaration_that_was_changed_afterwards_is_none(sound: tuple[Study, Outcomes]) -> None:
+    study, outcomes = sound
+    altered = study.comparison["declaration"] | {"margin": 5.0}
+    caveat, *_ = find_caveats(replace(study, comparison=study.comparison | {"declaration": altered}), outcomes)
+    assert caveat.text.startswith("The declaration is not what its digest says")
+
+
+def test_an_outlying_run_and_an_arm_that_scatters(sound: tuple[Study, Outcomes]) -> None:
+    study, outcomes = sound
+
+    def with_accuracies(**arms: list[float]) -> Outcomes:
+        grid = (np.arange(400) + 0.5) / 400
+        final = {
+            (arm, metric): np.array([grid < share for share in arms.get(arm, [0.70, 0.71, 0.72, 0.73, 0.74])], float)
+            for arm in study.arms
+            for metric in ("strict", "flexible")
+        }
+        golds = [(question, "1") for question in range(400)]
+        return replace(outcomes, golds=golds, after={"best": final}, initial=final)
+
+    assert find_caveats(study, with_accuracies()) == []
+    (outlying,) = find_caveats(study, with_accuracies(GRPO=[0.70, 0.71, 0.72, 0.73, 0.30]))
+    assert outlying.title == "Outlying runs"
+    assert outlying.text.startswith("GRPO seed 4 30.0 % (the arm's median is 71.0 %). ")
+    (scatter,) = find_caveats(study, with_accuracies(GRPO=[0.62, 0.65, 0.72, 0.79, 0.82]))
+    assert scatter.title == "Some arms scatter more than others"
+    assert scatter.text.startswith("Standard deviation of the runs' accuracies, in points: GSPO 1.6; GRPO 8.")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +260,7 @@ def test_an_undeclared_margin(sound: tuple[Study, Outcomes]) -> None:
 def test_ceiling_and_floor(accuracy: float, expected: list[str], sound: tuple[Study, Outcomes]) -> None:
     study, outcomes = sound
     final = outcomes.final | {("GRPO", "strict"): np.full((5, 12), accuracy)}
-    caveats = find_caveats(study, replace(outcomes, final=final))
+    caveats = find_caveats(study, replace(outcomes, after={"best": final}))
     assert titles(caveats) == expected
     assert not caveats or f"GRPO {100 * accuracy:.1f} %" in caveats[0].text
 

@@ -48,7 +48,9 @@ def write_small(folder: Path, text: str = NASTY, **settings: Any) -> Path:
             run = write_run(folder, arm, seed, text=text, **own)
             course = {0: 0.0, 2: 0.5, 4: 1.0} if arm == "GSPO" else {0: 0.0, 2: 0.25, 4: 0.5}
             write_scalars(run, {"val/accuracy": course})
-    write_plan(folder, list(AFTER), [0, 1, 2])
+            for rollout, share in course.items():
+                write_evaluation(run, "val", rollout, [place < 4 * share for place in range(4)], text=text)
+    write_plan(folder, list(AFTER), [0, 1, 2], thresholds=(25.0, 45.0))
     return folder
 
 
@@ -92,19 +94,54 @@ def test_a_pair_by_hand(analysis: Analysis) -> None:
 
 
 def test_efficiency_by_hand(analysis: Analysis) -> None:
-    """Half and nine tenths of the way to .5, which both arms reach: .25 and .45, linear between evaluations.
+    """To the declared 25 and 45 %, linear between evaluations.
 
     A rollout is 256 samples, 2,560 tokens and 2.5 s.
     """
     table = tables.efficiency_table(analysis)
     assert list(table.columns) == [
         *("arm", "area under the curve"),
-        *("samples to 25 %", "tokens to 25 %", "seconds to 25 %"),
-        *("samples to 45 %", "tokens to 45 %", "seconds to 45 %"),
+        *("tokens to 25 %", "samples to 25 %", "seconds to 25 %"),
+        *("tokens to 45 %", "samples to 45 %", "seconds to 45 %"),
     ]
     gspo, drgrpo = table.rows
-    assert gspo[1:] == ["50.0 [50.0, 50.0]", "256", "2,560", "2", "461", "4,608", "4"]
-    assert drgrpo[1:] == ["25.0 [25.0, 25.0]", "512", "5,120", "5", "922", "9,216", "9"]
+    assert gspo[1].startswith("50.0 [")
+    assert drgrpo[1].startswith("25.0 [")
+    assert gspo[2:] == ["2,560", "256", "2", "4,608", "461", "4"]
+    assert drgrpo[2:] == ["5,120", "512", "5", "9,216", "922", "9"]
+
+
+def test_courses_by_hand(analysis: Analysis) -> None:
+    """By questions the areas are 3/4, 3/4, 1/4, 1/4 and 3/4, 1/4, 0, 0 in every run; GSPO takes half the tokens."""
+    (row,) = tables.course_table(analysis).rows
+    expected = compare_pair(np.array([[3, 3, 1, 1]] * 3) / 4, np.array([[3, 1, 0, 0]] * 3) / 4)
+    assert row[:2] == ["GSPO − DrGRPO", "3"]
+    assert row[2].startswith(with_interval(expected.difference, signed=True))
+    assert row[2].startswith("+25.0 [")
+    (pair,) = analysis.efficiency_pairs
+    assert {target: ratio.value for target, ratio in pair.tokens.items()} == pytest.approx({0.25: 0.5, 0.45: 0.5})
+    assert row[3].startswith("× 0.50 [")
+
+
+def test_lengths_by_hand(tmp_path: Path) -> None:
+    """A record has 40 tokens and its question's number more; A's wrong ones are questions 2, 3 and, in seed 1, 3."""
+    for seed, final in enumerate(([T, T, F, F], [T, T, T, F])):
+        write_run(tmp_path, "A", seed, final=final, questions=4, **SMALL)
+        write_run(tmp_path, "B", seed, final=[F, F, F, T], questions=4, **SMALL)
+    of_a, of_b, difference = tables.length_table(analyse(load_study(tmp_path))).rows
+    half = 12.706 * (43 - 42.5) / 2  # Student's t of one degree of freedom
+    assert of_a == ["A", f"42.8 [{42.75 - half:.1f}, {42.75 + half:.1f}]", "40.8 [37.6, 43.9]"]
+    assert of_b == ["B", "41.0 [41.0, 41.0]", "43.0 [43.0, 43.0]"]
+    assert difference[0] == "A − B"
+    assert difference[1].startswith("1.8 [")
+    assert difference[2].startswith("−2.2 [")
+
+
+def test_undeclared_thresholds_are_not_made_up(tmp_path: Path) -> None:
+    write_run(tmp_path, "A", 0, final=[T, T, T, T], questions=4, **SMALL)
+    table = tables.efficiency_table(analyse(load_study(tmp_path)))
+    assert list(table.columns) == ["arm", "area under the curve"]
+    assert "No thresholds were declared" in table.caption
 
 
 def test_flips_by_hand(analysis: Analysis) -> None:

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
+from rlvr_pl.report.analysis import analyse
 from rlvr_pl.report.outcomes import collect_outcomes
 from rlvr_pl.report.study import CURVE_COLUMNS, EVALUATION_COLUMNS, Study, load_study
+from rlvr_pl.report.tables import outcome_table
+from rlvr_pl.run.records import write_records
 from rlvr_pl.types import ConfigError
 from tests.helpers.studies import CONFIG, nested, write_evaluation, write_plan, write_run, write_scalars, write_study
 
@@ -380,6 +383,48 @@ def test_the_final_evaluation_is_the_best_checkpoints(tmp_path: Path) -> None:
     (best_is_the_start / "evaluations/test-000004.jsonl").unlink()
     outcomes = collect_outcomes(load_study(tmp_path))
     assert outcomes.final["A", "strict"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_the_final_evaluation_is_the_last_checkpoints_where_that_was_declared(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = write_run(tmp_path, "A", seed, final=[F, F, F, T], state={"best_rollout": 2}, **SMALL)
+        write_evaluation(run, "test", 2, [T, T, F, F])
+    write_plan(tmp_path, ["A"], [0, 1], checkpoint="last")
+    outcomes = collect_outcomes(load_study(tmp_path))
+    assert outcomes.final["A", "strict"].tolist() == [[0, 0, 0, 1]] * 2
+    assert outcomes.after["best"]["A", "strict"].tolist() == [[1, 1, 0, 0]] * 2
+    (run / "evaluations/test-000002.jsonl").unlink()
+    assert list(collect_outcomes(load_study(tmp_path)).after) == ["last"], "not every run has the best one's"
+
+
+def test_a_failed_run_counts_as_the_untrained_policy_where_all_that_was_begun_counts(tmp_path: Path) -> None:
+    start = [F, F, F, T]
+    write_run(tmp_path, "A", 0, initial=start, final=[T, T, T, T], **SMALL)
+    write_run(tmp_path, "A", 1, initial=start, final=[T, T, T, T], state={"state": "failed"}, **SMALL)
+    for seed in (0, 1):
+        write_run(tmp_path, "B", seed, initial=start, final=[T, T, F, T], **SMALL)
+    study = load_study(tmp_path)
+    outcomes = collect_outcomes(study)
+    assert outcomes.failed == {"A": [1], "B": []}
+    of_a, of_b = outcomes.intended("A", "B", "strict")
+    assert of_a.tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
+    assert of_b.tolist() == [[1, 1, 0, 1]] * 2
+    analysis = analyse(study)
+    (whole,), (intended,) = analysis.pairs_by("strict"), analysis.intended
+    assert (whole.comparison.difference.value, intended.comparison.difference.value) == (0.25, -0.125)
+    rows = outcome_table(analysis).rows
+    assert [row[:3] for row in rows] == [["A", "1", "1"], ["B", "2", "0"]]
+    assert rows[0][3].startswith("50.0 [9.5, 90.5]")
+
+
+def test_questions_that_belong_together_are_found_in_the_records(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "A", 0, **SMALL)
+    assert collect_outcomes(load_study(tmp_path)).clusters is None
+    for file in run.glob("evaluations/test-*"):
+        records = [json.loads(line) | {"cluster": f"passage {i // 2}"} for i, line in enumerate(file.open())]
+        write_records(file, records)
+    clusters = collect_outcomes(load_study(tmp_path)).clusters
+    assert clusters == ["passage 0", "passage 0", "passage 1", "passage 1"]
 
 
 def test_unfinished_runs_are_no_outcomes(tmp_path: Path) -> None:
