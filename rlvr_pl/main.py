@@ -11,6 +11,7 @@ import transformers
 
 from rlvr_pl.cli import OTHER_COMMANDS, RLVRCommandLine
 from rlvr_pl.run.checkpoints import Interrupted
+from rlvr_pl.run.terminal import visible
 from rlvr_pl.types import ConfigError
 
 
@@ -28,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(visible(f"error: {error}\n"))
         sys.exit(2)
     except Interrupted as interrupt:
         sys.stderr.write(f"{interrupt}\n")

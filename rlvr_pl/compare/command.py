@@ -30,6 +30,7 @@ from rlvr_pl.run.declaration import Declaration
 from rlvr_pl.run.folder import OUTPUT
 from rlvr_pl.run.lock import is_locked
 from rlvr_pl.run.state import RunState, read_run_state
+from rlvr_pl.run.terminal import make_console
 from rlvr_pl.types import ConfigError
 
 EXAMPLE = "examples/compare.slurm"
@@ -89,10 +90,10 @@ def compare_command(arguments: Sequence[str]) -> None:
     trials = plan_trials(comparison)
     if parsed.dry_run:
         if found_by is not None:
-            Console().print(found_by)
+            make_console().print(found_by)
         if trials is not None:
             dry_run(trials, trials.runs())
-            Console().print("Then, each arm with what is best on val:", highlight=False)
+            make_console().print("Then, each arm with what is best on val:")
         dry_run(comparison, runs)
         return
     say_what_is_declared(comparison, begin(comparison))
@@ -124,9 +125,9 @@ def workloads_of(comparison: Comparison) -> dict[str, Workload]:
 
 def tune(comparison: Comparison, trials: Comparison) -> Comparison:
     """Run the trials that are not finished, and let each arm choose its settings."""
-    console = Console()
+    console = make_console()
     begin(trials)
-    console.print(f"Tuning: {len(trials.arms)} settings × {len(trials.seeds)} seeds", highlight=False)
+    console.print(f"Tuning: {len(trials.arms)} settings × {len(trials.seeds)} seeds")
     run_all(trials, trials.runs(), console)
     comparison = with_trials(comparison, trials)
     console.print(trial_table(comparison.trials))
@@ -148,14 +149,14 @@ def in_parallel(comparison: Comparison, processes: int | None, devices: str | No
 
 def compare(comparison: Comparison, runs: Sequence[Run]) -> None:
     """Run what is not finished, then write the report."""
-    console = Console()
+    console = make_console()
     outcome = run_all(comparison, runs, console)
     try:
         report_on(comparison.folder)
     except ConfigError as error:
         if not outcome.failed:
             raise
-        console.print(f"no report: {error}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"no report: {error}", soft_wrap=True)
     if outcome.failed:
         sys.exit(1)
 
@@ -168,7 +169,7 @@ def run_all(comparison: Comparison, runs: Sequence[Run], console: Console) -> Ou
     """
     outcome = Runner(comparison, runs, workloads_of(comparison)).work(make_display(console))
     for run, why in outcome.failed.items():
-        console.print(f"\n{run} failed: {why}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\n{run} failed: {why}", soft_wrap=True)
     if outcome.interrupted:
         raise Interrupted(
             f"Interrupted: {len(outcome.finished)} of {len(runs)} runs finished. The same command goes on from there."
@@ -181,7 +182,7 @@ def run_all(comparison: Comparison, runs: Sequence[Run], console: Console) -> Ou
 
 def dry_run(comparison: Comparison, runs: Sequence[Run]) -> None:
     """Print what ``compare`` would do, then measure a rollout and say how long it would take."""
-    console = Console()
+    console = make_console()
     workloads = workloads_of(comparison)
     states = {run: status_of(run) for run in runs}
     print_plan(comparison, states, workloads, console)
@@ -195,7 +196,6 @@ def dry_run(comparison: Comparison, runs: Sequence[Run]) -> None:
     console.print(
         f"  start {duration(start_up)}, a rollout with its update {costs.rollout:.2f} s, "
         f"evaluations: val {costs.val:.1f} s, test {costs.test:.1f} s",
-        highlight=False,
         soft_wrap=True,
     )
     seconds = []
@@ -209,7 +209,6 @@ def dry_run(comparison: Comparison, runs: Sequence[Run]) -> None:
     console.print(
         f"A whole run of {first.arm} takes about {duration(start_up + workloads[first.arm].seconds(costs))}, "
         f"what is left of {len(undone)} runs about {duration(total)}{beside}.",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -245,10 +244,9 @@ def print_plan(
     totals = [workloads[run.arm] for run in runs]
     console.print(
         f"in all {sum(load.rollouts for load in totals):,} rollouts, {sum(load.samples for load in totals):,} samples",
-        highlight=False,
     )
     command = f"{PROGRAM} {shlex.join(comparison.fit_arguments(runs[0]))}"
-    console.print(f"{runs[0]} by hand: {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{runs[0]} by hand: {command}", soft_wrap=True)
 
 
 def measure(comparison: Comparison, run: Run) -> tuple[Costs, float]:

@@ -184,7 +184,7 @@ class LiveTable:
         self.live.update(table(rows, total), refresh=True)
 
     def say(self, text: str) -> None:
-        self.live.console.print(text, highlight=False, soft_wrap=True)
+        self.live.console.print(text, soft_wrap=True)
 
 
 class Lines:
@@ -213,7 +213,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         clock = time.strftime("%H:%M:%S")
-        self.console.print(f"{clock} {text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{clock} {text}", soft_wrap=True)
 
 
 def make_display(console: Console) -> Display:

@@ -22,6 +22,7 @@ from rlvr_pl.run.environment import available_cores
 from rlvr_pl.run.folder import BEGINNINGS, OUTPUT, RUN_FILE
 from rlvr_pl.run.lock import try_lock
 from rlvr_pl.run.state import read_run_state
+from rlvr_pl.run.terminal import visible
 
 _POLL_SECONDS = 0.2
 _SHOW_SECONDS = 1.0
@@ -114,7 +115,7 @@ def start(
 def last_lines(log: Path, count: int = 5) -> str:
     """Read the end of a process's output, without empty lines."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return "\n".join([line for line in lines if line.strip()][-count:])
+    return "\n".join([visible(line) for line in lines if line.strip()][-count:])
 
 
 def remove_beginning(run: Run) -> None:

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from rlvr_pl.data.problems import problem_stream
 from rlvr_pl.embedded.annotators import SLIP_RATES, Done, read_steps
 from rlvr_pl.run.records import Record, find_records, read_records
+from rlvr_pl.run.terminal import make_console
 
 SOURCE: dict[str, Literal["train", "test"]] = {"val": "train", "test": "test"}  # val is held out of the train problems
 
@@ -84,7 +84,7 @@ def main() -> None:
     if not stages:
         parser.error(f"{folder} has no evaluations/val-*.jsonl or test-*.jsonl")
     for stage, evaluations in stages.items():
-        Console().print(slip_table(stage, evaluations))
+        make_console().print(slip_table(stage, evaluations))
 
 
 if __name__ == "__main__":

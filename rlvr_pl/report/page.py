@@ -24,6 +24,7 @@ from rlvr_pl.report.study import load_study
 from rlvr_pl.report.verdict import verdict
 from rlvr_pl.run.comparison import DATA, REPORT_HTML, REPORT_MARKDOWN
 from rlvr_pl.run.files import whole_file
+from rlvr_pl.run.terminal import visible
 
 _BIG = 5_000  # rows above which a CSV is compressed
 
@@ -54,7 +55,7 @@ def write_report(folder: Path) -> Path:
     environment.filters |= {"cell": _markdown_cell, "prose": _markdown_prose, "fence": _fence}
     for name in (REPORT_MARKDOWN, REPORT_HTML):
         with whole_file(folder / name) as file:
-            file.write_text(environment.get_template(f"{name}.j2").render(context), encoding="utf-8")
+            file.write_text(visible(environment.get_template(f"{name}.j2").render(context)), encoding="utf-8")
     return folder / REPORT_HTML
 
 

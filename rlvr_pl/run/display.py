@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rlvr_pl.rollout import Progress
+from rlvr_pl.run.terminal import visible
 from rlvr_pl.types import PromptBatch, check_at_least
 
 
@@ -52,8 +53,8 @@ class SampleCompletions(Callback):
 
 
 def _verbatim(text: str) -> str:
-    """As a Markdown code block, so that tags and newlines show."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    """As a Markdown code block, so that tags, newlines and control characters show."""
+    return "\n".join(f"    {visible(line)}" for line in text.splitlines())
 
 
 class RolloutProgressBar(TQDMProgressBar):

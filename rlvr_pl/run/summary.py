@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from rlvr_pl.run.folder import BEST, BEST_MODEL, CHECKPOINTS, EVALUATIONS
 from rlvr_pl.run.records import read_records, records_path
+from rlvr_pl.run.terminal import make_console
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
                 f"{end:.1%}",
                 "–" if start is None else f"{100 * (end - start):+.1f}",
             )
-    console = Console()
+    console = make_console()
     console.print(table)
-    console.print(f"after: the best checkpoint by val/accuracy, taken after {best_rollout} rollouts", highlight=False)
+    console.print(f"after: the best checkpoint by val/accuracy, taken after {best_rollout} rollouts")
     for name, place in {
         "logs": log_dir,
         "best checkpoint": log_dir / CHECKPOINTS / BEST,
         "exported model": log_dir / BEST_MODEL,
         "records": log_dir / EVALUATIONS,
     }.items():
-        console.print(f"{name + ':':17}{place}", highlight=False, soft_wrap=True)
-    console.print(f"{'TensorBoard:':17}tensorboard --logdir {log_dir}", highlight=False, soft_wrap=True)
+        console.print(f"{name + ':':17}{place}", soft_wrap=True)
+    console.print(f"{'TensorBoard:':17}tensorboard --logdir {shlex.quote(str(log_dir))}", soft_wrap=True)

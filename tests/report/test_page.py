@@ -27,11 +27,14 @@ from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.verdict import verdict
 from rlvr_pl.report.wording import p_value, points, with_interval
 from rlvr_pl.rewards import gold_answer
+from rlvr_pl.run.terminal import visible
 from tests.helpers.studies import write_evaluation, write_plan, write_run, write_scalars
 
 T, F = True, False
 SMALL: dict[str, Any] = {"val_questions": 4, "rollouts": 4, "val_every": 2}
-NASTY = "<answer>{0}</answer>\n```\n<script src=\"https://evil.example/x.js\">alert('|')</script>\n"
+NASTY = (
+    "<answer>{0}</answer>\n```\n<script src=\"https://evil.example/x.js\">alert('|')</script>\n\x1b[2J\r\u202e\x9b\n"
+)
 # Verdicts of 3 seeds on 4 questions, before and after.
 BEFORE = [F, F, F, T]
 AFTER = {
@@ -373,6 +376,13 @@ def test_completions_are_text_and_nothing_else(page: str) -> None:
     assert "&lt;script src=&#34;https://evil.example/x.js&#34;&gt;" in page
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_control_characters_are_shown_and_not_sent(name: str, small: Path) -> None:
+    text = (small / name).read_bytes().decode()
+    assert r"\x1b[2J\r\u202e\x9b" in text
+    assert set("\x1b\r\u202e\x9b").isdisjoint(text)
+
+
 def test_the_page_says_what_the_tables_say(page: str, analysis: Analysis) -> None:
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     assert verdict(analysis) in text
@@ -400,7 +410,7 @@ def test_markdown_keeps_completions_in_their_block(small: Path) -> None:
     """Nasty ones hold a fence of their own, and a tag."""
     text = (small / "report.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^(`{3,})text\n(.*?)\n\1$", text, flags=re.MULTILINE | re.DOTALL)
-    assert NASTY.format(1).rstrip() in [content for _, content in blocks]
+    assert visible(NASTY.format(1)).rstrip() in [content for _, content in blocks]
     outside = re.sub(r"^(`{3,})text\n(.*?)\n\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     assert "<script" not in outside
 

@@ -51,3 +51,12 @@ def test_the_summary_shows_before_after_and_the_difference(
     assert "val 8 flexible (last number) 37.5% 25.0% -12.5" in lines
     assert "test 3 strict (in the tags) – 33.3% –" in lines
     assert f"records: {tmp_path / 'evaluations'}" in lines
+
+
+def test_the_summary_prints_any_folder_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "x[/y]z :smile: [red]"
+    write_records(records_path(folder, "val", 0), [record(0)])
+    print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"logs:            {folder}" in lines
+    assert f"TensorBoard:     tensorboard --logdir '{folder}'" in lines
