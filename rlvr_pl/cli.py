@@ -20,9 +20,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
+from rlvr_pl.lightning_settings import check_settings, check_writable, explain
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
@@ -166,13 +168,17 @@ class RLVRCommandLine(LightningCLI):
             help="fit: evaluate the test split before training, and with the last and the best checkpoint after it",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse settings that would be ignored or end the run, before anything is made of them."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        check_settings(config.seed_everything, config.trainer, self.trainer_defaults)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters beat the flags; here the flags and files are the run."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if str(config.trainer.precision) in ("16", "16-mixed"):
-            raise ConfigError("trainer.precision is 16-mixed, whose loss scaling is not supported; use bf16-mixed")
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(RolloutProgressBar())
         if self.subcommand == "fit":
@@ -188,6 +194,15 @@ class RLVRCommandLine(LightningCLI):
             settings["version"] = checkpoint.parents[1].name  # the resumed run goes on in its own folder
         config.ckpt_path = str(checkpoint)
 
+    def instantiate_classes(self) -> None:
+        """Make the module, the data module and the trainer; say in one line what cannot be made."""
+        try:
+            super().instantiate_classes()
+        except (ConfigError, SystemExit):
+            raise
+        except (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
+            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the resume point last, since it holds the state of the best checkpoint's callback; write files whole."""
         trainer = super().instantiate_trainer(**kwargs)
@@ -200,6 +215,8 @@ class RLVRCommandLine(LightningCLI):
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
         if self.subcommand == "fit":
             self.model.check_division(self.datamodule.prompts_per_rollout, self.world_size)
+            self.model.check_optimizer()
+        self.check_folders()
         self.check_data()
 
     @property
@@ -207,12 +224,18 @@ class RLVRCommandLine(LightningCLI):
         """How many ranks train."""
         return self.trainer.world_size
 
+    def check_folders(self) -> None:
+        """Refuse loggers that could write nothing."""
+        for logger in self.trainer.loggers:
+            check_writable(Path(getattr(logger, "root_dir", None) or logger.save_dir or self.trainer.default_root_dir))
+
     def check_data(self) -> None:
-        """Load and check the data, and whether the policy has a position for every token."""
+        """Load and check the data, and whether the policy has a position and an embedding for every token."""
         load_config(self.model.policy_name)
         self.datamodule.setup()
-        questions = (q for split in self.datamodule.questions.values() for q in split)
-        self.model.check_length(longest_prompt=max(len(q.prompt_ids) for q in questions))
+        prompts = [q.prompt_ids for split in self.datamodule.questions.values() for q in split]
+        self.model.check_length(longest_prompt=max(map(len, prompts)))
+        self.model.check_vocabulary(highest_token=max(map(max, prompts)))
 
     # Around fit
 
@@ -263,8 +286,20 @@ class _Rehearsal(RLVRCommandLine):
     def _set_seed(self) -> None:
         pass
 
+    def instantiate_classes(self) -> None:
+        """Make the module, the data module and the trainer; say in one line what cannot be made."""
+        try:
+            super().instantiate_classes()
+        except (ConfigError, SystemExit):
+            raise
+        except (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
+            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return None  # type: ignore[return-value]
+
+    def check_folders(self) -> None:
+        pass
 
     def check_data(self) -> None:
         pass

@@ -147,6 +147,7 @@ class GroupPolicyModule(LightningModule):
             micro_batch_tokens=micro_batch_tokens,
             eval_samples=eval_samples,
         )
+        check_at_least(0, "model", seed=seed)
         if group_size < 2:
             raise ConfigError(
                 f"model.group_size is {group_size}; a group-relative advantage needs at least 2 completions per prompt"
@@ -233,6 +234,40 @@ class GroupPolicyModule(LightningModule):
                 f"model.max_completion_tokens is {self.sampling.max_completion_tokens}; with the longest prompt of "
                 f"{longest_prompt} tokens that is {needed}, more than the {positions} positions of "
                 f"{self.policy_name!r}. Lower it, or data.max_prompt_tokens"
+            )
+
+    def check_optimizer(self) -> None:
+        """Refuse an optimizer or a schedule that cannot be made, with a parameter that is not the policy's.
+
+        Raises:
+            ConfigError: with what it says is wrong.
+        """
+        key = "model.optimizer"
+        try:
+            optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(2, 2))])
+            key = "model.lr_scheduler"
+            if self.lr_scheduler_factory is not None:
+                self.lr_scheduler_factory(optimizer)
+        except Exception as error:  # whatever a stranger's optimizer stumbles over
+            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+
+    def check_vocabulary(self, highest_token: int) -> None:
+        """Refuse a tokenizer for whose tokens the policy would have no embedding.
+
+        Args:
+            highest_token: of all prompts.
+
+        Raises:
+            ConfigError: if it has too few, or its configuration or its tokenizer cannot be loaded.
+        """
+        embedded = load_config(self.policy_name).get_text_config().vocab_size
+        tokenizer = load_tokenizer(self.policy_name)
+        highest = max(highest_token, tokenizer.eos_token_id, tokenizer.pad_token_id or 0)  # it may have to embed a pad
+        if highest >= embedded:
+            raise ConfigError(
+                f"model.policy: the tokenizer of {self.policy_name!r} makes the token {highest} "
+                f"({tokenizer.convert_ids_to_tokens(highest)!r}), beyond the model's embedding of {embedded} tokens. "
+                "Give it the tokenizer that it was trained with, or resize and save it (resize_token_embeddings)"
             )
 
     def configure_model(self) -> None:

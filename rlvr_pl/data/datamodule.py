@@ -95,6 +95,8 @@ class GSM8KDataModule(LightningDataModule):
         def format_question(question: str) -> str:
             return format_prompt(tokenizer, question, self.system_prompt, self.chat_template)
 
+        format_question("1 + 1 = ?")  # a template that fails is said to fail, rather than every row to be bad
+
         def questions_of(split: str, rows: Iterable[object]) -> list[Question]:
             return build_questions(
                 rows, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows, self.cluster

@@ -10,6 +10,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from rlvr_pl.data.prompts import PromptEncoder
 from rlvr_pl.rewards import gold_answer
 from rlvr_pl.types import ConfigError, Question
 
@@ -43,11 +44,12 @@ def build_questions(
     Raises:
         ConfigError: if rows cannot be used and ``bad_rows`` is ``refuse``, naming them counted from 1; or if none can.
     """
+    encode = PromptEncoder(tokenizer, format_question)
     questions: list[Question] = []
     bad: list[str] = []
     for index, row in enumerate(rows):
         try:
-            questions.append(_build_question(index, row, tokenizer, format_question, max_prompt_tokens, cluster))
+            questions.append(_build_question(index, row, encode, max_prompt_tokens, cluster))
         except ValueError as error:
             bad.append(f"row {index + 1}: {str(error).removesuffix('.')}")
     total = len(questions) + len(bad)
@@ -77,12 +79,7 @@ def warn_if_alike(questions: Sequence[Question]) -> None:
 
 
 def _build_question(
-    index: int,
-    row: object,
-    tokenizer: PreTrainedTokenizerBase,
-    format_question: Callable[[str], str],
-    max_prompt_tokens: int,
-    cluster: str | None,
+    index: int, row: object, encode: PromptEncoder, max_prompt_tokens: int, cluster: str | None
 ) -> Question:
     if not isinstance(row, Mapping):
         raise ValueError(f"not an object with 'question' and 'answer': {str(row)[:40]!r}")
@@ -94,8 +91,9 @@ def _build_question(
             raise ValueError(f"{key!r} is empty")
         value.encode()  # a lone surrogate, which JSON can spell, is a ValueError here and a TypeError to tokenizers
     gold = gold_answer(row["answer"])
-    prompt = format_question(row["question"])
-    prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    prompt, prompt_ids = encode(row["question"])
+    if not prompt_ids:
+        raise ValueError("its prompt is empty: the chat template leaves the question out")
     if len(prompt_ids) > max_prompt_tokens:
         raise ValueError(f"its prompt has {len(prompt_ids)} tokens, over data.max_prompt_tokens {max_prompt_tokens}")
     member_of = "" if cluster is None else str(row.get(cluster) or "")

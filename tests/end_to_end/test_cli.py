@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 import rlvr_pl.module
 from rlvr_pl.main import main
+from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.run.records import read_records
 from tests.helpers.paths import CONFIGS
+from tests.helpers.policies import make_tiny_policy
 from tests.helpers.runs import has_samples, read_scalars, tiny_run
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
@@ -56,6 +58,15 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             r"model\.max_completion_tokens is 500; .* the 512 positions of 'embedded'",
         ),
         (["--trainer.precision=16-mixed"], r"trainer\.precision is 16-mixed.*use bf16-mixed"),
+        (["--trainer.max_epochs=3"], r"trainer\.max_epochs is 3; .* in rollouts; set data\.max_rollouts$"),
+        (["--seed_everything=-1"], r"seed_everything is -1; it must be from 0 to 4,294,967,295$"),
+        (["--model.optimizer.lr=-1"], r"model\.optimizer: Invalid learning rate: -1\.0$"),
+        (["--trainer.logger=WandbLogger"], r"loggers\.WandbLogger cannot be made: .*pip install -U 'wandb[^']*'`$"),
+        (["--trainer.strategy=none"], r"trainer: You selected an invalid strategy name: `strategy='none'`"),
+        (
+            ["--trainer.logger.save_dir=/proc/logs"],
+            r"trainer\.logger: nothing can be written to '/proc/logs/quickstart'",
+        ),
         (["--data.val_size=8192"], r"data\.val_size is 8192, but there are only 8192"),
     ],
 )
@@ -76,6 +87,39 @@ def test_a_mistake_ends_in_one_line_before_any_model_is_loaded(
     assert len(errors) == 1
     assert re.search(message, errors[0])
     assert not (tmp_path / "lightning_logs").exists(), "nothing is left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_recipe_for_a_gpu_says_what_runs_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={CONFIGS / 'gspo.yaml'}"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: trainer.accelerator is gpu, which this machine does not have (No supported gpu backend found!). On a "
+        "CPU, add --config configs/embedded.yaml to run the embedded default, or --trainer.accelerator cpu"
+    )
+
+
+def test_a_policy_that_does_not_fit_its_tokenizer_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_tiny_policy(tmp_path / "policy", vocabulary=96)
+    for template, message in (
+        (
+            "{{ messages.none.x }}",
+            r"model\.policy: the chat template of '.*' fails \('list object' has no attribute 'none'\)",
+        ),
+        (
+            None,
+            r"model\.policy: the tokenizer of '.*' makes the token 4\d\d \('.+'\), beyond the model's embedding of 96 ",
+        ),
+    ):
+        tokenizer = load_tokenizer("embedded")
+        tokenizer.chat_template = template or tokenizer.chat_template
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(SystemExit):
+            main(tiny_run(folder, tmp_path))
+        assert re.search(message, capsys.readouterr().err.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +184,7 @@ def test_predict_writes_every_test_question(run: Path, policy: str, tmp_path: Pa
 
 def test_a_run_can_be_repeated_from_its_own_config(policy: str, tmp_path: Path) -> None:
     """Also where the source is a bare name, which must not be saved as something else."""
-    small = {"data.source": "embedded", "data.max_rollouts": 1, "trainer.limit_val_batches": 1}
+    small = {"data.source": "embedded", "data.max_rollouts": 1}
     arguments = tiny_run(policy, tmp_path / "first", **small)
     main([a for a in arguments if not a.startswith("--data.source.")])
     first = tmp_path / "first" / "run" / "version_0"

@@ -87,6 +87,13 @@ def test_prompt_tokens_spell_the_prompt(data: GSM8KDataModule) -> None:
         assert tokenizer.decode(list(question.prompt_ids)) == question.prompt
 
 
+def test_prompt_tokens_are_the_tokenizers_own(data: GSM8KDataModule) -> None:
+    """Special tokens of questions are encoded otherwise; these have none."""
+    tokenizer, questions = load_tokenizer(data.tokenizer_name), all_questions(data)
+    encoded = tokenizer([question.prompt for question in questions], add_special_tokens=False)["input_ids"]
+    assert [list(question.prompt_ids) for question in questions] == encoded
+
+
 def test_no_prompt_nears_the_limit_of_512_tokens(qwen: GSM8KDataModule) -> None:
     lengths = [len(question.prompt_ids) for question in all_questions(qwen)]
     assert (min(lengths), max(lengths)) == (51, 251)
