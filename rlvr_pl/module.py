@@ -85,6 +85,7 @@ class GroupPolicyModule(LightningModule):
         policy: ``embedded``, a model folder, or a hub id such as ``Qwen/Qwen2.5-1.5B-Instruct``.
         loss: the objective: GRPO, DrGRPO, GSPO, GSPOToken or a class of your own.
         rewards: reward functions and their weights; the published pair, correctness and tag_format, by default.
+        reward_timeout_s: seconds that one call of a reward function may take before the run ends; null waits.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from the optimizer to a scheduler, stepped once an optimizer step.
         group_size: G, completions per prompt.
@@ -117,6 +118,7 @@ class GroupPolicyModule(LightningModule):
         policy: str,
         loss: LossStrategy,
         rewards: list[RewardTerm] | None = None,
+        reward_timeout_s: float | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
         group_size: int = 8,
@@ -158,6 +160,8 @@ class GroupPolicyModule(LightningModule):
             raise ConfigError(f"model.eval_temperature is {eval_temperature}; it must be at least 0 (greedy)")
         if eval_samples > 1 and eval_temperature == 0:
             raise ConfigError("model.eval_samples is above 1, but greedy samples are identical; set eval_temperature")
+        if reward_timeout_s is not None and reward_timeout_s <= 0:
+            raise ConfigError(f"model.reward_timeout_s is {reward_timeout_s}; it must be above 0, or null for no limit")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm is {max_grad_norm}; it must be above 0, or null for no clipping")
         if importance_cap is not None and importance_cap < 1:
@@ -175,7 +179,8 @@ class GroupPolicyModule(LightningModule):
         self.automatic_optimization = False
         self.policy_name = policy
         self.loss = loss
-        self.reward_sum = RewardSum([RewardTerm(correctness), RewardTerm(tag_format)] if rewards is None else rewards)
+        terms = [RewardTerm(correctness), RewardTerm(tag_format)] if rewards is None else rewards
+        self.reward_sum = RewardSum(terms, reward_timeout_s)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.group_size = group_size

@@ -16,7 +16,7 @@ TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 
 RewardFunction = Callable[[Completion], float]
-"""Scores one completion. The score must be a finite number; exceptions end the run."""
+"""Scores one completion. The score must be a finite number; an exception ends the run, by the function's name."""
 
 
 def correctness(completion: Completion) -> float:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 
+from rlvr_pl.rewards.call import check_form, score
 from rlvr_pl.rewards.completion import Completion
 from rlvr_pl.rewards.functions import RewardFunction
 from rlvr_pl.types import ConfigError
-
-MAX_REWARD = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,14 @@ class RewardSum:
 
     Args:
         terms: the reward functions and their weights, as configured under ``model.rewards``.
+        timeout: seconds that a call may take, in the main thread; None waits for ever.
 
     Raises:
-        ConfigError: there is no term, two terms share a name, or a weight is not finite.
+        ConfigError: there is no term, two terms share a name, a weight is not finite, or a function does not take one
+            completion.
     """
 
-    def __init__(self, terms: list[RewardTerm]) -> None:
+    def __init__(self, terms: list[RewardTerm], timeout: float | None = None) -> None:
         names = [term.name for term in terms]
         if not terms:
             raise ConfigError("model.rewards is empty; name at least one reward function.")
@@ -63,27 +63,23 @@ class RewardSum:
         for term in terms:
             if not math.isfinite(term.weight):
                 raise ConfigError(f"model.rewards gives {term.name} the weight {term.weight}, which is not finite.")
+            check_form(term.name, term.function)
         self.terms = list(terms)
+        self.timeout = timeout
 
     def __call__(self, completions: Sequence[Completion]) -> Rewards:
         """Score N completions, in order.
 
-        The sum is taken in float64 and rounded once. Exceptions of a reward function propagate: it is the user's code.
+        The sum is taken in float64 and rounded once.
 
         Raises:
-            ValueError: a reward function returned something other than a finite number.
+            ConfigError: naming a reward function that failed, took too long, or returned no finite number.
         """
-        scores = torch.tensor([[_score(t, c) for c in completions] for t in self.terms], dtype=torch.float64)
+        rows = [[score(term.name, term.function, c, self.timeout) for c in completions] for term in self.terms]
+        scores = torch.tensor(rows, dtype=torch.float64)
         weights = torch.tensor([term.weight for term in self.terms], dtype=torch.float64)
         return Rewards(
             completions,
             total=(weights[:, None] * scores).sum(dim=0).float(),
             parts={term.name: row.float() for term, row in zip(self.terms, scores, strict=True)},
         )
-
-
-def _score(term: RewardTerm, completion: Completion) -> float:
-    value = term.function(completion)
-    if not (isinstance(value, Real) and -MAX_REWARD <= value <= MAX_REWARD):  # NaN fails the comparison
-        raise ValueError(f"The reward function {term.name} returned {value!r}; it must return a finite number.")
-    return float(value)

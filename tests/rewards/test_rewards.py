@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import pickle
+import re
+import signal
+import sys
+import time
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +21,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from rlvr_pl.rewards import Completion, RewardSum, RewardTerm, correctness, strict_format, tag_format
+from rlvr_pl.types import ConfigError
 
 PERFECT = "<reasoning>\n9 * 2 = 18\n</reasoning>\n<answer>\n18\n</answer>\n"
 MB = 1_000_000
@@ -220,7 +227,9 @@ def test_sum_refuses_what_is_not_a_finite_number(value: Any) -> None:
     def broken(completion: Completion) -> Any:
         return value
 
-    with pytest.raises(ValueError, match=r"reward function broken returned .*finite number") as error:
+    with pytest.raises(
+        ValueError, match=r"^model\.rewards: broken returned .* on the completion 'x'; it must return a finite number$"
+    ) as error:
         RewardSum([RewardTerm(length), RewardTerm(broken)])([completion("x")])
     assert repr(value) in str(error.value)
 
@@ -233,12 +242,105 @@ def test_sum_takes_any_real_number(value: Any) -> None:
     assert RewardSum([RewardTerm(one, 3.0)])([completion("x")]).total.tolist() == [3.0]
 
 
-def test_exceptions_of_a_reward_function_propagate() -> None:
-    def broken(completion: Completion) -> float:
-        raise KeyError("mine")
+def failure(reward: Any, timeout: float | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        RewardSum([RewardTerm(reward)], timeout)([completion("some\ntext")])
+    assert error.value.__cause__ is not None
+    return str(error.value)
 
-    with pytest.raises(KeyError, match="mine"):
-        RewardSum([RewardTerm(broken)])([completion("x")])
+
+def deep() -> None:
+    json.loads("no")
+
+
+def test_a_reward_function_that_raises_is_named_with_the_line_of_its_file() -> None:
+    def broken(completion: Completion) -> float:
+        deep()
+        return 0.0
+
+    line = deep.__code__.co_firstlineno + 1
+    assert failure(broken) == (
+        "model.rewards: broken raised (JSONDecodeError: Expecting value: line 1 column 1 (char 0)) "
+        f"on the completion 'some\\ntext'; see {__file__}, line {line}"
+    )
+
+
+def test_a_reward_function_that_ends_the_process_is_named() -> None:
+    def quitter(completion: Completion) -> float:
+        sys.exit(3)
+
+    assert failure(quitter).startswith(
+        "model.rewards: quitter ended the process (SystemExit: 3) on the completion 'some"
+    )
+
+
+def test_a_reward_function_that_never_returns_is_named() -> None:
+    def endless(completion: Completion) -> float:
+        while True:
+            try:
+                time.sleep(60)
+            except Exception:
+                continue
+
+    before = signal.getsignal(signal.SIGALRM)
+    message = failure(endless, timeout=0.05)
+    assert re.fullmatch(
+        r"model\.rewards: endless took longer than model\.reward_timeout_s \(0\.05 s\) "
+        rf"on the completion 'some\\ntext'; see {__file__}, line \d+",
+        message,
+    )
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_each_call_has_the_whole_limit() -> None:
+    def slow(completion: Completion) -> float:
+        time.sleep(0.3)
+        return 1.0
+
+    rewards = RewardSum([RewardTerm(slow)], timeout=1.0)([completion("x")] * 5)
+    assert rewards.total.tolist() == [1.0] * 5
+
+
+def trl(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [0.0 for _ in completions]
+
+
+def bare_trl(completions: list[str], **kwargs: Any) -> list[float]:
+    return [0.0 for _ in completions]
+
+
+def two(text: str, gold: str) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (
+            trl,
+            r"trl\(prompts: .*, completions: .*\) -> .* takes a whole batch; here a reward is a function of one",
+        ),
+        (
+            bare_trl,
+            r"bare_trl\(completions: .* takes a whole batch; here a .*: def bare_trl\(completion: Completion\)",
+        ),
+        (
+            two,
+            r"two\(text: 'str', gold: 'str'\) -> 'float' cannot be called with one argument; a reward is",
+        ),
+    ],
+)
+def test_a_function_of_another_form_is_refused(function: Any, problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.rewards: {problem}"):
+        RewardSum([RewardTerm(function)])
+
+
+@pytest.mark.parametrize(
+    "function", [Penalty(), lambda c: 0.0, functools.partial(max, 1), lambda c, scale=2: 0.0, hash]
+)
+def test_whatever_takes_one_argument_is_accepted(function: Any) -> None:
+    RewardSum([RewardTerm(function)])
 
 
 def test_terms_are_configured_by_the_functions_path() -> None:
