@@ -33,10 +33,12 @@ from rlvr_pl.run.configuration import Flat, flatten, settings_of
 from rlvr_pl.run.display import RolloutProgressBar, SampleCompletions
 from rlvr_pl.run.folder import BEST_MODEL, find_checkpoint, next_config_path
 from rlvr_pl.run.recorder import RecordRunState
-from rlvr_pl.run.summary import print_summary
+from rlvr_pl.run.records import records_path
+from rlvr_pl.run.summary import print_evaluation, print_summary
 from rlvr_pl.types import ConfigError
 
 PROGRAM = "python -m rlvr_pl"
+DEFAULT_LOSS = "GSPO"
 # Subcommands that are no method of a trainer: `compare` and `report` have parsers of their own.
 OTHER_COMMANDS = {
     "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
@@ -120,7 +122,7 @@ class RLVRCommandLine(LightningCLI):
         super().__init__(
             GroupPolicyModule,
             GSM8KDataModule,
-            args=expand_bases(sys.argv[1:] if args is None else args),
+            args=self._with_default_loss(expand_bases(sys.argv[1:] if args is None else args)),
             parser_class=OneLineErrorParser,
             parser_kwargs={
                 "prog": PROGRAM,
@@ -148,6 +150,11 @@ class RLVRCommandLine(LightningCLI):
                 "callbacks": [LastRolloutIsEvaluated(), best_checkpoint()],
             },
         )
+
+    def _with_default_loss(self, args: Sequence[str]) -> list[str]:
+        """Name GSPO before anything else does: a parser's default would leave its clip range to what replaces it."""
+        place = next((i + 1 for i, argument in enumerate(args) if argument in self.subcommands()), 0)
+        return [*args[:place], f"--model.loss={DEFAULT_LOSS}", *args[place:]] if place else list(args)
 
     def setup_parser(self, add_subcommands: bool, *args: Any, **kwargs: Any) -> None:
         """List the other subcommands with LightningCLI's; ``main`` takes them to parsers of their own."""
@@ -276,6 +283,28 @@ class RLVRCommandLine(LightningCLI):
             rollouts=rollouts,
             tokens=tokens,
         )
+
+    # After an evaluation alone
+
+    def after_validate(self) -> None:
+        self.print_evaluation("val")
+
+    def after_test(self) -> None:
+        self.print_evaluation("test")
+
+    def after_predict(self) -> None:
+        self.print_evaluation("predict")
+
+    def print_evaluation(self, stage: str) -> None:
+        """Print what was found, and where its records lie."""
+        place = self.trainer.log_dir  # a collective: every rank must ask
+        if self.trainer.is_global_zero and place is not None:
+            checkpoint = self.config[self.subcommand].get("ckpt_path")
+            print_evaluation(
+                records_path(place, stage, self.model.rollouts_done),
+                stage,
+                policy=self.model.policy_name + (f", {checkpoint}" if checkpoint else ""),
+            )
 
 
 class _Rehearsal(RLVRCommandLine):

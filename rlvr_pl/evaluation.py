@@ -1,7 +1,17 @@
-"""What is right: the grade of one completion, and its means over an evaluation as a torchmetrics metric."""
+"""What is right: the grade of one completion, and its means over an evaluation as a torchmetrics metric.
+
+With n samples a question of which c are right, beside the mean (avg@n):
+
+- pass@k, the probability that one of k samples at least is right, without bias 1 − C(n−c, k) / C(n, k) (Chen et al.
+  2021, arXiv 2107.03374, eq. 1), for k = 2, 4, 8, … and n;
+- maj@n, whether the answer that most of the samples give is right. A sample without an answer in the tags has no vote,
+  and of t answers with equally many votes each is taken with probability 1/t.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
@@ -10,7 +20,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from rlvr_pl.rewards import Completion, last_number, same_number, strict_format, tagged_answer
+from rlvr_pl.rewards import Completion, last_number, parse_number, same_number, strict_format, tagged_answer
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,34 @@ def grade(completion: Completion) -> Grade:
     )
 
 
+def passes(samples: int) -> list[int]:
+    """List the k for which pass@k is told: powers of two up to the number of samples, and that number."""
+    return sorted({2**i for i in range(1, samples.bit_length()) if 2**i < samples} | {samples})
+
+
+def pass_at(k: int, samples: int, right: int) -> float:
+    """Estimate the probability that at least one of k samples is right, from ``samples`` of which ``right`` are."""
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def majority_ties(extracted: Sequence[str | None], correct: Sequence[bool]) -> int:
+    """Count the answers that share the most votes, the right one being among them; 0 where it is not.
+
+    Args:
+        extracted: what stands in the answer tags of each sample of one question.
+        correct: whether that is the gold number.
+    """
+    values = [None if text is None else parse_number(text) for text in extracted]
+    votes = Counter(value for value in values if value is not None)
+    winners = {value for value, count in votes.items() if count == max(votes.values())}
+    right = {value for value, graded in zip(values, correct, strict=True) if graded}
+    return len(winners) if right & winners else 0
+
+
 class EvaluationMetrics(Metric):
     """Means over completions: accuracy, accuracy_flexible, format_rate, mean_tokens and truncated_rate.
+
+    With several samples a question also avg_at_n, pass_at_k and maj_at_n: see the module's docstring.
 
     The states are sums, added over ranks, so the means are exact over completions however they were spread and
     batched. They are integers: Lightning's bf16-true turns every floating-point tensor of a module into bfloat16, where
@@ -47,6 +83,9 @@ class EvaluationMetrics(Metric):
 
     With several samples a question, every question having as many, a mean over completions is the mean over questions
     of the share of its samples.
+
+    Args:
+        samples: n, completions a question, side by side in what is counted in.
     """
 
     full_state_update = False
@@ -59,9 +98,15 @@ class EvaluationMetrics(Metric):
     }
     sums: Tensor
     count: Tensor
+    right: Tensor
+    majority: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int = 1) -> None:
         super().__init__()
+        self.samples = samples
+        # Questions by how many of their samples are right, and by how many answers tie with the right one.
+        self.add_state("right", torch.zeros(samples + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("majority", torch.zeros(samples + 1, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("sums", torch.zeros(len(self._FIELDS), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -70,7 +115,25 @@ class EvaluationMetrics(Metric):
         rows = [[int(asdict(g)[field]) for field in self._FIELDS.values()] for g in grades]
         self.sums += torch.tensor(rows, dtype=torch.int64).sum(dim=0).to(self.sums.device)
         self.count += len(grades)
+        for first in range(0, len(grades), self.samples):
+            of_question = grades[first : first + self.samples]
+            correct = [g.correct for g in of_question]
+            self.right[sum(correct)] += 1
+            self.majority[majority_ties([g.extracted for g in of_question], correct)] += 1
 
     def compute(self) -> dict[str, Tensor]:
         """Divide by the completions counted so far, in float64; NaN before the first."""
-        return dict(zip(self._FIELDS, self.sums.double() / self.count, strict=True))
+        means = dict(zip(self._FIELDS, self.sums.double() / self.count, strict=True))
+        n = self.samples
+        if n == 1:
+            return means
+
+        def mean(questions: Tensor, values: Sequence[float]) -> Tensor:
+            weights = torch.tensor(values, dtype=torch.float64, device=questions.device)
+            return (questions * weights).sum() / questions.sum()
+
+        means[f"avg_at_{n}"] = means["accuracy"]
+        for k in passes(n):
+            means[f"pass_at_{k}"] = mean(self.right, [pass_at(k, n, right) for right in range(n + 1)])
+        means[f"maj_at_{n}"] = mean(self.majority, [0.0, *(1 / ties for ties in range(1, n + 1))])
+        return means

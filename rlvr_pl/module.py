@@ -83,7 +83,7 @@ class GroupPolicyModule(LightningModule):
 
     Args:
         policy: ``embedded``, a model folder, or a hub id such as ``Qwen/Qwen2.5-1.5B-Instruct``.
-        loss: the objective: GRPO, DrGRPO, GSPO, GSPOToken or a class of your own.
+        loss: the objective: GRPO, DrGRPO, GSPO, GSPOToken or a class of your own. The command line's default is GSPO.
         rewards: reward functions and their weights; the published pair, correctness and tag_format, by default.
         reward_timeout_s: seconds that one call of a reward function may take before the run ends; null waits.
         optimizer: from parameters to an optimizer.
@@ -109,7 +109,7 @@ class GroupPolicyModule(LightningModule):
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
         gradient_checkpointing: compute activations again in the backward pass rather than keep them.
         eval_temperature: 0 evaluates greedily.
-        eval_samples: completions per question in evaluation.
+        eval_samples: n, completions per question in evaluation; above 1 avg@n, pass@k and maj@n are logged too.
         seed: of the sampling noise. The command line takes it from ``seed_everything``.
     """
 
@@ -202,7 +202,7 @@ class GroupPolicyModule(LightningModule):
         self.rollouts_done = 0
         self.completion_tokens = 0  # generated for training so far, over all ranks
         self.seconds: dict[str, float] = {}  # of the latest training step, by its parts
-        self.evaluation_metrics = EvaluationMetrics()
+        self.evaluation_metrics = EvaluationMetrics(eval_samples)
         self.evaluation_records: list[dict[str, Any]] = []
 
     # Set-up

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from statistics import fmean
+
 import pytest
 import torch
 from torch import Tensor
 
-from rlvr_pl.evaluation import EvaluationMetrics, Grade, grade
+from rlvr_pl.evaluation import EvaluationMetrics, Grade, grade, majority_ties, pass_at, passes
 from rlvr_pl.rewards import Completion
 
 torch.set_num_threads(1)
@@ -94,7 +97,8 @@ def test_ranks_add_their_sums() -> None:
     there.update(grades(*ROWS[5:]))
 
     def gather(state: Tensor, group: object) -> list[Tensor]:
-        return [state, there.sums if state.shape == there.sums.shape else there.count]
+        name = next(name for name in here.metric_state if getattr(here, name) is state)
+        return [state, getattr(there, name)]
 
     here.dist_sync_fn = gather
     here.distributed_available_fn = lambda: True
@@ -135,3 +139,48 @@ def test_several_samples_a_question_are_a_mean_over_questions() -> None:
     for right in (3, 0, 1):
         metrics.update(grades(*[(int(i < right), 0, 0, 5, 0) for i in range(4)]))
     assert means(metrics)["accuracy"] == (3 / 4 + 0 / 4 + 1 / 4) / 3
+
+
+# Several samples a question
+
+
+@pytest.mark.parametrize("right", range(6))
+@pytest.mark.parametrize("k", range(1, 6))
+def test_pass_at_k_is_the_mean_over_all_subsets_of_k_samples(k: int, right: int) -> None:
+    samples = [i < right for i in range(5)]
+    assert pass_at(k, 5, right) == pytest.approx(
+        fmean(any(some) for some in itertools.combinations(samples, k)), abs=1e-15
+    )
+
+
+def test_the_ks_that_are_told() -> None:
+    assert [passes(n) for n in (2, 3, 4, 6, 8)] == [[2], [2, 3], [2, 4], [2, 4, 6], [2, 4, 8]]
+
+
+@pytest.mark.parametrize(
+    ("extracted", "ties"),
+    [
+        (["18", "18.0", "7", None], 1),
+        (["18", "7", "7", None], 0),
+        (["18", "7", "$18", "7"], 2),
+        (["18", "7", "8", "nine"], 3),
+        (["no", "idea", None, ""], 0),
+        (["18", None, None, None], 1),
+    ],
+)
+def test_the_majoritys_answer_and_its_ties(extracted: list[str | None], ties: int) -> None:
+    assert majority_ties(extracted, [text in ("18", "18.0", "$18") for text in extracted]) == ties
+
+
+def test_several_samples_have_metrics_of_their_own() -> None:
+    """Of three questions, four samples each: 2, 1 and 0 are right."""
+    metrics = EvaluationMetrics(samples=4)
+    answers = [["18", "18", "7", None], ["18", "7", "8", None], ["7", "7", "7", "7"]]
+    for some in (answers[:1], answers[1:]):
+        metrics.update([Grade(a, a == "18", a == "18", True, 5, False) for question in some for a in question])
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    assert list(values) == [*NAMES, "avg_at_4", "pass_at_2", "pass_at_4", "maj_at_4"]
+    assert values["avg_at_4"] == values["accuracy"] == 3 / 12
+    assert values["pass_at_2"] == pytest.approx((5 / 6 + 1 / 2 + 0) / 3)
+    assert values["pass_at_4"] == pytest.approx(2 / 3)
+    assert values["maj_at_4"] == pytest.approx((1 + 1 / 3 + 0) / 3)

@@ -10,8 +10,9 @@ from rlvr_pl.losses.strategy import LossStrategy
 
 
 class GRPO(LossStrategy):
-    """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, eq. 3): standardised group rewards, a ratio
-    and a clip per token, the mean over a sequence's tokens and then over sequences.
+    """Group Relative Policy Optimization: standardised group rewards, a ratio and a clip per token.
+
+    DeepSeekMath, arXiv 2402.03300, eq. 3. The loss is the mean over a sequence's tokens and then over sequences.
 
     Args:
         clip_low: ε below 1.
@@ -33,9 +34,10 @@ class GRPO(LossStrategy):
 
 
 class DrGRPO(LossStrategy):
-    """GRPO Done Right (arXiv 2503.20783, §3.2): GRPO without its two biases. Neither the group's standard deviation nor
-    the completion's own length divides anything: a sequence's token losses are summed and divided by the generation
-    budget, the same constant for all.
+    """GRPO Done Right: GRPO without its divisions by the group's deviation and by the completion's own length.
+
+    arXiv 2503.20783, §3.2. A sequence's token losses are summed and divided by the generation budget, the same constant
+    for all.
 
     Args:
         clip_low: ε below 1.
@@ -54,9 +56,10 @@ class DrGRPO(LossStrategy):
 
 
 class GSPO(LossStrategy):
-    """Group Sequence Policy Optimization (arXiv 2507.18071, eq. 5–7): one ratio a sequence, the geometric mean of its
-    token ratios, clipped as one. Its band is three orders narrower than a token ratio's, since a mean over a few
-    hundred tokens hardly moves.
+    """Group Sequence Policy Optimization: one ratio a sequence, the geometric mean of its tokens', clipped as one.
+
+    arXiv 2507.18071, eq. 5–7. Its band is three orders narrower than a token ratio's, since a mean over a few hundred
+    tokens hardly moves.
 
     Args:
         clip_low: ε below 1.
@@ -78,9 +81,10 @@ class GSPO(LossStrategy):
 
 
 class GSPOToken(LossStrategy):
-    """GSPO-token (arXiv 2507.18071, eq. 13–14): GSPO's ratio in value, with gradients token by token. With one
-    advantage a sequence, as all objectives have it here, it always equals GSPO in value and gradient; it is the form
-    that could take an advantage per token.
+    """GSPO-token: GSPO's ratio in value, with gradients token by token.
+
+    arXiv 2507.18071, eq. 13–14. With one advantage a sequence, as all objectives have it here, it always equals GSPO in
+    value and gradient; it is the form that could take an advantage per token.
 
     Args:
         clip_low: ε below 1.

@@ -44,6 +44,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from rlvr_pl.proportion import wilson
+
 ALPHA = 0.05
 
 Array = NDArray[np.float64]
@@ -106,9 +108,7 @@ class Mean:
             k = t_quantile(df or self.df) ** 2 * self.variance / binomial  # t²/n
         else:
             k = t_quantile(df or self.question_df) ** 2 / (self.question_df + 1)
-        half = math.sqrt(k * binomial + k * k / 4) / (1 + k)
-        middle = (p + k / 2) / (1 + k)
-        return Estimate(p, max(0.0, middle - half), min(1.0, middle + half))
+        return Estimate(p, *wilson(p, k))
 
     def p_value(self) -> float:
         """Test against 0, on both sides."""

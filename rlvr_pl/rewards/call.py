@@ -50,8 +50,8 @@ def score(name: str, function: Callable[[Completion], float], completion: Comple
         timeout: in seconds; None waits for ever.
 
     Raises:
-        ConfigError: naming the function, if it raises, ends the process, takes too long, or returns no finite number. What
-            it raised is the cause.
+        ConfigError: naming the function, if it raises, ends the process, takes too long, or returns no finite number.
+            What it raised is the cause.
     """
     where = f"on the completion {completion.text[:60]!r}"
     try:

@@ -1,15 +1,20 @@
-"""The table at the end of ``fit``: before and after, what it cost, and where everything lies."""
+"""The tables at the end of a command: what ``fit`` gained and cost, what an evaluation found, and where it all lies."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 
 from rich.table import Table
 
+from rlvr_pl.evaluation import majority_ties, pass_at, passes
+from rlvr_pl.proportion import mean_interval
 from rlvr_pl.run.folder import BEST, BEST_MODEL, CHECKPOINTS, EVALUATIONS
-from rlvr_pl.run.records import read_records, records_path
+from rlvr_pl.run.records import Record, read_records, records_path
 from rlvr_pl.run.terminal import make_console
 
 
@@ -35,6 +40,55 @@ def read_accuracy(log_dir: Path, split: str, rollout: int) -> Accuracy | None:
     )
 
 
+_KINDS = {"correct": "strict (in the tags)", "correct_flexible": "flexible (last number)"}
+
+
+def measures(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Compute each measure of an evaluation, question by question.
+
+    Args:
+        records: of the evaluation, each question with as many samples as another.
+
+    Returns:
+        By the measure's name, a value in [0, 1] for each question.
+    """
+    questions = [list(samples) for _, samples in groupby(records, key=lambda record: record["question"])]
+    n = len(questions[0])
+    suffix = f", avg@{n}" if n > 1 else ""
+    found = {
+        f"{name}{suffix}": [fmean(record[key] for record in samples) for samples in questions]
+        for key, name in _KINDS.items()
+    }
+    if n == 1:
+        return found
+    right = [sum(record["correct"] for record in samples) for samples in questions]
+    for k in passes(n):
+        found[f"strict, pass@{k}"] = [pass_at(k, n, count) for count in right]
+    ties = [majority_ties([r["extracted"] for r in samples], [r["correct"] for r in samples]) for samples in questions]
+    found[f"strict, maj@{n}"] = [1 / tied if tied else 0.0 for tied in ties]
+    return found
+
+
+def print_evaluation(path: Path, stage: str, policy: str) -> None:
+    """Print what an evaluation found, with 95 % intervals over questions.
+
+    Args:
+        path: of its records.
+        stage: val, test or predict.
+        policy: what was evaluated.
+    """
+    found = measures(read_records(path))
+    table = Table(title=f"{stage}: {policy}")
+    for column in ("accuracy", "questions", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column == "accuracy" else "right")
+    for name, values in found.items():
+        low, high = mean_interval(values)
+        table.add_row(name, f"{len(values):,}", f"{fmean(values):.1%}", f"{low:.1%} to {high:.1%}")
+    console = make_console()
+    console.print(table)
+    console.print(f"records: {path}", soft_wrap=True)
+
+
 def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: float, rollouts: int, tokens: int) -> None:
     """Print the table of a finished ``fit``.
 
@@ -52,7 +106,7 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
         before, after = read_accuracy(log_dir, split, 0), read_accuracy(log_dir, split, best_rollout)
         if after is None:
             continue
-        for kind, name in (("strict", "strict (in the tags)"), ("flexible", "flexible (last number)")):
+        for kind, name in zip(("strict", "flexible"), _KINDS.values(), strict=True):
             end = getattr(after, kind)
             start = None if before is None else getattr(before, kind)
             table.add_row(

@@ -125,8 +125,8 @@ def test_a_policy_that_does_not_fit_its_tokenizer_ends_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["fit", "--model.loss.help=GSPO"], ["one ratio a sequence", "--model.loss.clip_low", "default: 0.0003"]),
-        (["fit", "--help"], ["--model.group_size", "completions per prompt", "--data.max_rollouts", "training budget"]),
+        (["fit", "--model.loss.help=GSPO"], ["the geometric mean of its tokens', clipped as one", "--model.loss.clip_low", "default: 0.0003"]),
+        (["fit", "--help"], ["command line's default is GSPO", "--model.group_size", "completions per prompt", "--data.max_rollouts", "training budget"]),
         (["--help"], ["fit", "validate", "test", "predict"]),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlvr_pl.run.records import records_path, write_records
-from rlvr_pl.run.summary import Accuracy, print_summary, read_accuracy
+from rlvr_pl.run.summary import Accuracy, measures, print_evaluation, print_summary, read_accuracy
 from tests.helpers.records import record
 
 
@@ -60,3 +60,32 @@ def test_the_summary_prints_any_folder_as_it_is(tmp_path: Path, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert f"logs:            {folder}" in lines
     assert f"TensorBoard:     tensorboard --logdir '{folder}'" in lines
+
+
+def test_an_evaluation_is_told_with_its_interval_and_its_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = records_path(tmp_path, "test", 0)
+    write_records(path, [record(q, strict=q < 8, flexible=True) for q in range(10)])
+    print_evaluation(path, "test", "some/[model]")
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "test: some/[model]" in lines
+    assert "strict (in the tags) 10 80.0% 49.0% to 94.3%" in lines
+    assert "flexible (last number) 10 100.0% 72.2% to 100.0%" in lines
+    assert f"records: {path}" in lines
+
+
+def test_several_samples_have_measures_of_their_own() -> None:
+    right = {0: 2, 1: 1, 2: 0}
+    records = [
+        record(q, s, strict=s < right[q]) | {"extracted": "18" if s < right[q] else "7"}
+        for q in right
+        for s in range(3)
+    ]
+    assert measures(records) == {
+        "strict (in the tags), avg@3": [2 / 3, 1 / 3, 0.0],
+        "flexible (last number), avg@3": [0.0, 0.0, 0.0],
+        "strict, pass@2": [1.0, pytest.approx(2 / 3), 0.0],
+        "strict, pass@3": [1.0, 1.0, 0.0],
+        "strict, maj@3": [1.0, 0.0, 0.0],
+    }
