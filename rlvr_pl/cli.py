@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +31,7 @@ from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, WholeFileCheckpoints, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
-from rlvr_pl.run.display import RolloutProgressBar, SampleCompletions
+from rlvr_pl.run.display import SampleCompletions, make_progress_bar
 from rlvr_pl.run.folder import BEST_MODEL, find_checkpoint, next_config_path
 from rlvr_pl.run.recorder import RecordRunState
 from rlvr_pl.run.records import records_path
@@ -73,6 +74,12 @@ class OneLineErrorParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split()).removesuffix(" See --help").removesuffix(".")
+        if scheduler := re.match(r'Parser key "model\.lr_scheduler":.* Given value: (.+)$', message):
+            raise ConfigError(
+                f"model.lr_scheduler: {scheduler[1]} is neither the class path of a scheduler nor a function whose "
+                "annotations say that it makes one: (optimizer: torch.optim.Optimizer) -> "
+                "torch.optim.lr_scheduler.LRScheduler"
+            ) from ex
         raise ConfigError(f"{message}. {self._remedy(message)}") from ex
 
     def _remedy(self, message: str) -> str:
@@ -82,6 +89,8 @@ class OneLineErrorParser(LightningArgumentParser):
         if 'Parser key "model.loss"' in message and "not accepted" in message:
             return "See --model.loss.help followed by the objective's name"
         unknown = re.search(r"(?:option:?|arguments:) '?(?:--)?([\w.]+)", message)
+        if unknown and unknown[1].removeprefix("model.") in signature(torch.optim.AdamW).parameters:
+            return f"Did you mean model.optimizer.{unknown[1].removeprefix('model.')}? See --help"
         if unknown:
             known = {action.dest.rpartition(".")[2]: action.dest for action in self._all_actions()}
             close = difflib.get_close_matches(unknown[1].rpartition(".")[2], known, n=1)
@@ -187,7 +196,7 @@ class RLVRCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if config.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"].append(RolloutProgressBar())
+            self.trainer_defaults["callbacks"].append(make_progress_bar())
         if self.subcommand == "fit":
             self._run_state = RecordRunState()
             self.trainer_defaults["callbacks"].append(self._run_state)

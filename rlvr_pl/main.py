@@ -56,9 +56,10 @@ def _quieten() -> None:
     """Leave out what libraries say that a user can do nothing about."""
     warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "The dirpath has changed from .* `best_model_score`")  # another run's checkpoint
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
+        lambda record: not any(text in record.getMessage() for text in ("Tip:", "`Trainer.fit` stopped:"))
     )

@@ -48,6 +48,7 @@ from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
+from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, choose_layout
 from rlvr_pl.types import ConfigError, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
@@ -88,6 +89,8 @@ class GroupPolicyModule(LightningModule):
         reward_timeout_s: seconds that one call of a reward function may take before the run ends; null waits.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from the optimizer to a scheduler, stepped once an optimizer step.
+        lr_schedule: a warm-up and a decay over the whole run, in place of lr_scheduler, such as
+            {warmup: 0.05, decay: cosine}.
         group_size: G, completions per prompt.
         max_completion_tokens: the budget of a completion, in training and in evaluation.
         temperature: of the rollouts, and of the log-probabilities that are compared.
@@ -121,6 +124,7 @@ class GroupPolicyModule(LightningModule):
         reward_timeout_s: float | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_schedule: LRSchedule | None = None,
         group_size: int = 8,
         max_completion_tokens: int = 512,
         temperature: float = 1.0,
@@ -160,6 +164,10 @@ class GroupPolicyModule(LightningModule):
             raise ConfigError(f"model.eval_temperature is {eval_temperature}; it must be at least 0 (greedy)")
         if eval_samples > 1 and eval_temperature == 0:
             raise ConfigError("model.eval_samples is above 1, but greedy samples are identical; set eval_temperature")
+        if lr_schedule is not None:
+            lr_schedule.check()
+            if lr_scheduler is not None:
+                raise ConfigError("model.lr_schedule and model.lr_scheduler both set the learning rate; leave one out")
         if reward_timeout_s is not None and reward_timeout_s <= 0:
             raise ConfigError(f"model.reward_timeout_s is {reward_timeout_s}; it must be above 0, or null for no limit")
         if max_grad_norm is not None and max_grad_norm <= 0:
@@ -174,7 +182,7 @@ class GroupPolicyModule(LightningModule):
                 "sampled; set one or the other"
             )
         # Objects stay out of the checkpoint: it must load with weights_only.
-        self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler", "lr_schedule"])
         self.save_hyperparameters({"objective": type(loss).__name__, "beta": loss.beta})
         self.automatic_optimization = False
         self.policy_name = policy
@@ -183,6 +191,7 @@ class GroupPolicyModule(LightningModule):
         self.reward_sum = RewardSum(terms, reward_timeout_s)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
+        self.lr_schedule = lr_schedule
         self.group_size = group_size
         self.sampling = Sampling(max_completion_tokens, temperature)
         self.eval_sampling = Sampling(max_completion_tokens, eval_temperature)
@@ -201,6 +210,7 @@ class GroupPolicyModule(LightningModule):
         self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints
         self.rollouts_done = 0
         self.completion_tokens = 0  # generated for training so far, over all ranks
+        self.learning_rate = math.nan  # of the latest optimizer step
         self.seconds: dict[str, float] = {}  # of the latest training step, by its parts
         self.evaluation_metrics = EvaluationMetrics(eval_samples)
         self.evaluation_records: list[dict[str, Any]] = []
@@ -252,7 +262,9 @@ class GroupPolicyModule(LightningModule):
             optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(2, 2))])
             key = "model.lr_scheduler"
             if self.lr_scheduler_factory is not None:
-                self.lr_scheduler_factory(optimizer)
+                scheduler = self.lr_scheduler_factory(optimizer)
+                if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                    raise ValueError("ReduceLROnPlateau waits for a metric, which no optimizer step has")
         except Exception as error:  # whatever a stranger's optimizer stumbles over
             raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
@@ -315,6 +327,11 @@ class GroupPolicyModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.policy.parameters())
+        if self.lr_schedule is not None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            rollouts = self.trainer.estimated_stepping_batches if data is None else data.max_rollouts
+            steps = int(rollouts) * self.minibatches_per_rollout * self.epochs_per_rollout
+            return [optimizer], [self.lr_schedule.scheduler(optimizer, steps)]
         if self.lr_scheduler_factory is None:
             return optimizer
         return [optimizer], [self.lr_scheduler_factory(optimizer)]
@@ -432,6 +449,7 @@ class GroupPolicyModule(LightningModule):
                 f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm}); "
                 "resume from the last checkpoint with a lower learning rate"
             )
+        self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler sets that of the next step
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
@@ -539,13 +557,11 @@ class GroupPolicyModule(LightningModule):
         mismatch_mean, mismatch_max = stats.logprob_mismatch()
         if not self.loss.needs_reference:
             del diagnostics["kl_ref"]
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
         values = {
             **{f"train/{name}": value for name, value in (means | diagnostics).items()},
             "train/reward_std": float(groups.std(dim=1).mean()),
             "train/zero_variance_groups": float((groups.amax(dim=1) == groups.amin(dim=1)).double().mean()),
-            "train/lr": optimizer.param_groups[0]["lr"],
+            "train/lr": self.learning_rate,
             "train/epoch": float(prompts.epoch),
             "rollout/logprob_mismatch": mismatch_mean,
             "rollout/logprob_mismatch_max": mismatch_max,

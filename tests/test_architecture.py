@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "varlen": set(),
     "cpu_attention": set(),
     "proportion": set(),
+    "schedule": {"types"},
     "losses": {"types"},
     "rewards": {"types"},
     "pretrained": {"types"},
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"types", "proportion", "rollout", "evaluation"},
     "module": {
         *("types", "randomness", "losses", "rewards", "pretrained"),
-        *("scoring", "rollout", "evaluation", "update", "ranks", "run"),
+        *("scoring", "rollout", "evaluation", "update", "ranks", "run", "schedule"),
     },
     "config_files": {"types"},
     "lightning_settings": {"types"},

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from rlvr_pl.losses import GSPO
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import LeanEngine
+from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.types import ConfigError
 from tests.helpers.plain_loop import (
     GROUP,
@@ -282,6 +283,7 @@ def test_the_scheduler_steps_once_an_optimizer_step(model_folder: Path) -> None:
         micro_batch_tokens=20,
     )
     assert fitted.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 / 5)
+    assert fitted.module.learning_rate == pytest.approx(0.05 / 4), "what the last step used is what is logged"
     assert fitted.trainer.global_step == 4
 
 
@@ -289,10 +291,11 @@ def test_the_scheduler_steps_once_an_optimizer_step(model_folder: Path) -> None:
     ("settings", "message"),
     [
         ({"importance_cap": 0.5}, r"model\.importance_cap is 0\.5; it must be at least 1, or null"),
+        ({"lr_schedule": LRSchedule(), "lr_scheduler": lambda _: None}, r"both set the learning rate; leave one out"),
         ({"importance_cap": 2.0, "old_logprobs": "sampled"}, r"model\.importance_cap .* set one or the other"),
     ],
 )
-def test_an_old_policy_that_makes_no_sense_is_refused(settings: dict[str, object], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GroupPolicyModule("embedded", GSPO(), **settings)  # type: ignore[arg-type]
 

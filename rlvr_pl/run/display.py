@@ -1,12 +1,13 @@
-"""What a run shows while it trains: completions in TensorBoard, and the progress bar."""
+"""What a run shows while it trains: completions in TensorBoard, and its progress: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -96,3 +97,46 @@ class RolloutProgressBar(TQDMProgressBar):
             )
 
         pl_module.engine.on_progress = show  # type: ignore[union-attr]
+
+
+class RolloutLines(ProgressBar):
+    """A line a rollout and a line an evaluation, for logs and pipes: bars would fill them with carriage returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        values = trainer.callback_metrics
+        self._say(
+            f"rollout {batch_idx + 1}/{trainer.num_training_batches}: reward {float(values['train/reward']):.3f}, "
+            f"accuracy {float(values['train/accuracy']):.1%}, {sum(pl_module.seconds.values()):.1f} s"  # type: ignore[operator]
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say_accuracy("val", trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say_accuracy("test", trainer, pl_module)
+
+    def _say_accuracy(self, split: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        accuracy = trainer.callback_metrics.get(f"{split}/accuracy")
+        if accuracy is not None:
+            self._say(f"{split} after {pl_module.rollouts_done} rollouts: accuracy {float(accuracy):.1%}")
+
+    def _say(self, text: str) -> None:
+        if self._enabled:
+            print(text, flush=True)
+
+
+def make_progress_bar() -> ProgressBar:
+    """Choose the bar on a terminal, lines elsewhere."""
+    return RolloutProgressBar() if sys.stdout.isatty() else RolloutLines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--model.grop_size=8"], r"model\.grop_size.*Did you mean model\.group_size"),
         (["--data.max_rollout=8"], r"data\.max_rollout.*Did you mean data\.max_rollouts"),
         (["--config={tmp}/typo.yaml"], r"model\.grop_size.*Did you mean model\.group_size"),
+        (["--model.lr=1e-3"], r"--model\.lr.*Did you mean model\.optimizer\.lr\?"),
+        (
+            ["--model.lr_scheduler=tests.helpers.runs.unannotated_scheduler"],
+            r"model\.lr_scheduler: tests\.helpers\.runs\.unannotated_scheduler is neither .* annotations say",
+        ),
+        (["--model.lr_schedule={{warmup: 1.5}}"], r"model\.lr_schedule\.warmup is 1\.5; it is a share of the run"),
         (["--model.loss=GSPPO"], r"model\.loss.*GSPPO.*Choose from DrGRPO, GRPO, GSPO, GSPOToken"),
         (["--model.loss=torch.nn.Linear"], r"model\.loss"),
         (["--model.loss.clip_lo=3e-4"], r"model\.loss.*clip_lo.*--model\.loss\.help"),
@@ -125,8 +132,20 @@ def test_a_policy_that_does_not_fit_its_tokenizer_ends_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["fit", "--model.loss.help=GSPO"], ["the geometric mean of its tokens', clipped as one", "--model.loss.clip_low", "default: 0.0003"]),
-        (["fit", "--help"], ["command line's default is GSPO", "--model.group_size", "completions per prompt", "--data.max_rollouts", "training budget"]),
+        (
+            ["fit", "--model.loss.help=GSPO"],
+            ["the geometric mean of its tokens', clipped as one", "--model.loss.clip_low", "default: 0.0003"],
+        ),
+        (
+            ["fit", "--help"],
+            [
+                "command line's default is GSPO",
+                "--model.group_size",
+                "completions per prompt",
+                "--data.max_rollouts",
+                "training budget",
+            ],
+        ),
         (["--help"], ["fit", "validate", "test", "predict"]),
     ],
 )
@@ -158,9 +177,19 @@ def test_the_exported_model_is_the_best_checkpoint(run: Path) -> None:
         torch.testing.assert_close(weight, best[f"policy.{name}"], rtol=0, atol=0)
 
 
-def test_a_second_run_loses_nothing_of_the_first(policy: str, tmp_path: Path) -> None:
-    arguments = tiny_run(policy, tmp_path, **{"data.max_rollouts": 1})
+def test_a_second_run_loses_nothing_of_the_first(
+    policy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It says a line a rollout where its output is no terminal, and nothing about the trainer's epochs."""
+    arguments = tiny_run(policy, tmp_path, **{"data.max_rollouts": 1, "trainer.enable_progress_bar": "true"})
     main(arguments)
+    captured = capfd.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == "val after 0 rollouts: accuracy 0.0%"
+    assert re.fullmatch(r"rollout 1/1: reward \d\.\d{3}, accuracy 0\.0%, \d+\.\d s", lines[1])
+    assert lines[2] == "val after 1 rollouts: accuracy 0.0%"
+    assert "\r" not in captured.out
+    assert "max_epochs" not in captured.out + captured.err
     first = {f: f.read_bytes() for f in (tmp_path / "run" / "version_0").rglob("*") if f.is_file()}
     main(arguments)
     assert {f.name for f in (tmp_path / "run").iterdir()} == {"version_0", "version_1"}
@@ -176,10 +205,19 @@ def test_validate_and_test_repeat_what_fit_measured(run: Path, policy: str, spli
     assert again.read_text() == (run / "evaluations" / again.name).read_text()
 
 
-def test_predict_writes_every_test_question(run: Path, policy: str, tmp_path: Path) -> None:
-    main(["predict", *tiny_run(policy, tmp_path)[1:], f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"])
+def test_predict_writes_every_test_question(
+    run: Path, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table and the place of the records; an objective need not be named, and the checkpoint is another run's."""
+    arguments = [a for a in tiny_run(policy, tmp_path)[1:] if not a.startswith("--model.loss")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        main(["predict", *arguments, f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"])
     (file,) = (tmp_path / "run" / "version_0" / "evaluations").glob("predict-*.jsonl")
     assert [r["question"] for r in read_records(file)] == list(range(6))
+    shown = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "strict (in the tags) 6 0.0% 0.0% to 39.0%" in shown
+    assert f"records: {file}" in shown
 
 
 def test_a_run_can_be_repeated_from_its_own_config(policy: str, tmp_path: Path) -> None:

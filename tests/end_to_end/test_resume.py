@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "four updates, a KL term and a schedule": {
         "model.loss": "GRPO",  # its beta is 0.04
         "model.epochs_per_rollout": 2,
-        "model.lr_scheduler": "torch.optim.lr_scheduler.LinearLR",
-        "model.lr_scheduler.total_iters": 10,
+        "model.lr_schedule": "{warmup: 0.25, decay: cosine}",  # over 24 optimizer steps
     },
 }
 
@@ -33,6 +33,10 @@ def uninterrupted(
     assert set(logged(whole)["val/accuracy"]) == {0, 3, 6}
     assert set(logged(whole)["train/reward"]) == {1, 2, 3, 4, 5, 6}
     assert [logged(whole)["train/epoch"][r] for r in (2, 3, 5)] == [0, 1, 2]
+    if "model.lr_schedule" in SETTINGS[request.param]:
+        rates = logged(whole)["train/lr"]
+        assert rates[1] == pytest.approx(1e-3 * 4 / 6), "of the rollout's last step"
+        assert rates[6] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 17 / 18)) / 2)
     grad_norms = logged(whole)["train/grad_norm"]
     assert all(norm > 0 for norm in grad_norms.values()), "a run without gradients could not tell a wrong resume"
     return whole, SETTINGS[request.param]

@@ -27,6 +27,10 @@ def text_length(completion: Completion) -> float:
     return float(len(completion.text))
 
 
+def unannotated_scheduler(optimizer):  # type: ignore[no-untyped-def]
+    return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+
 class Interrupt(Callback):
     """Presses Ctrl-C during a rollout."""
 
