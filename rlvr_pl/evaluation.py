@@ -115,11 +115,16 @@ class EvaluationMetrics(Metric):
         rows = [[int(asdict(g)[field]) for field in self._FIELDS.values()] for g in grades]
         self.sums += torch.tensor(rows, dtype=torch.int64).sum(dim=0).to(self.sums.device)
         self.count += len(grades)
-        for first in range(0, len(grades), self.samples):
-            of_question = grades[first : first + self.samples]
-            correct = [g.correct for g in of_question]
-            self.right[sum(correct)] += 1
-            self.majority[majority_ties([g.extracted for g in of_question], correct)] += 1
+        questions = [grades[first : first + self.samples] for first in range(0, len(grades), self.samples)]
+        correct = [[g.correct for g in samples] for samples in questions]
+        ties = [majority_ties([g.extracted for g in q], c) for q, c in zip(questions, correct, strict=True)]
+        self.right += self._histogram([sum(c) for c in correct])
+        self.majority += self._histogram(ties)
+
+    def _histogram(self, values: Sequence[int]) -> Tensor:
+        """Count how often each of 0, …, n occurs."""
+        counted = torch.bincount(torch.tensor(values, dtype=torch.int64), minlength=self.samples + 1)
+        return counted.to(self.count.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Divide by the completions counted so far, in float64; NaN before the first."""

@@ -16,7 +16,7 @@ def wilson(p: float, k: float) -> tuple[float, float]:
         p: the proportion that was seen.
         k: z²/n, for n independent observations and the quantile z.
     """
-    half = math.sqrt(k * p * (1 - p) + k * k / 4) / (1 + k)
+    half = math.sqrt(k * (p * (1 - p)) + k * k / 4) / (1 + k)
     middle = (p + k / 2) / (1 + k)
     return max(0.0, middle - half), min(1.0, middle + half)
 
