@@ -1,6 +1,9 @@
 """``python -m rlvr_pl {fit,validate,test,predict,compare,report}``."""
 
-from rlvr_pl.main import main
+from rlvr_pl.run.signals import STOP
 
 if __name__ == "__main__":
-    main()
+    with STOP.handled():
+        with STOP.starting():
+            from rlvr_pl.main import main
+        main()

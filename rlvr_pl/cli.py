@@ -28,13 +28,19 @@ from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.lightning_settings import check_settings, check_writable, explain
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
-from rlvr_pl.pretrained import load_config
-from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, WholeFileCheckpoints, best_checkpoint
+from rlvr_pl.pretrained import load_config, tensor_shapes
+from rlvr_pl.run.checkpoint_files import WholeFileCheckpoints, check_architecture, check_same_run, read_checkpoint
+from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
 from rlvr_pl.run.display import SampleCompletions, make_progress_bar
-from rlvr_pl.run.folder import BEST_MODEL, find_checkpoint, next_config_path
+from rlvr_pl.run.ending import explained
+from rlvr_pl.run.files import whole_folder
+from rlvr_pl.run.folder import BEST_MODEL, next_config_path
+from rlvr_pl.run.lock import RunLock
+from rlvr_pl.run.optimizer import check_optimizer
 from rlvr_pl.run.recorder import RecordRunState
 from rlvr_pl.run.records import records_path
+from rlvr_pl.run.resume import choose_checkpoint
 from rlvr_pl.run.summary import print_evaluation, print_summary
 from rlvr_pl.types import ConfigError
 
@@ -128,10 +134,25 @@ class RLVRCommandLine(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         self._seconds = 0.0
+        self._arguments = list(sys.argv[1:] if args is None else args)
+        self._lock = RunLock()
+        self._run_state = RecordRunState(self._lock)
+        self._checkpoint: Path | None = None
+        try:
+            self._set_up_and_run()
+        except BaseException as error:
+            explanation = explained(error, self._run_state, PROGRAM, self._arguments)
+            if explanation is error:
+                raise
+            raise explanation from error
+        finally:
+            self._lock.release()
+
+    def _set_up_and_run(self) -> None:
         super().__init__(
             GroupPolicyModule,
             GSM8KDataModule,
-            args=self._with_default_loss(expand_bases(sys.argv[1:] if args is None else args)),
+            args=self._with_default_loss(expand_bases(self._arguments)),
             parser_class=OneLineErrorParser,
             parser_kwargs={
                 "prog": PROGRAM,
@@ -198,17 +219,13 @@ class RLVRCommandLine(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(make_progress_bar())
         if self.subcommand == "fit":
-            self._run_state = RecordRunState()
             self.trainer_defaults["callbacks"].append(self._run_state)
-        if config.get("ckpt_path") is None:
-            return
-        logger = config.trainer.logger
-        settings = logger.init_args if hasattr(logger, "init_args") else {}
-        runs = Path(settings.get("save_dir") or "lightning_logs", settings.get("name") or "")
-        checkpoint = find_checkpoint(config.ckpt_path, runs)
-        if config.ckpt_path == "last" and self.subcommand == "fit":
-            settings["version"] = checkpoint.parents[1].name  # the resumed run goes on in its own folder
-        config.ckpt_path = str(checkpoint)
+        if config.get("ckpt_path") is not None:
+            logger = config.trainer.logger
+            settings = logger.init_args if hasattr(logger, "init_args") else {}
+            budget = config.data.max_rollouts if self.subcommand == "fit" else None
+            self._checkpoint = choose_checkpoint(config.ckpt_path, settings, budget, self._lock)
+            config.ckpt_path = str(self._checkpoint)
 
     def instantiate_classes(self) -> None:
         """Make the module, the data module and the trainer; say in one line what cannot be made."""
@@ -224,6 +241,8 @@ class RLVRCommandLine(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
             trainer.strategy.checkpoint_io = WholeFileCheckpoints()
+        # Lightning would end at SIGTERM with status 0, and have ranks broadcast from inside a signal handler.
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
         trainer.callbacks.sort(key=lambda c: isinstance(c, ResumePoint))  # type: ignore[attr-defined]
         return trainer
 
@@ -234,6 +253,8 @@ class RLVRCommandLine(LightningCLI):
             self.model.check_optimizer()
         self.check_folders()
         self.check_data()
+        if self._checkpoint is not None:
+            self.check_checkpoint(self._checkpoint)
 
     @property
     def world_size(self) -> int:
@@ -252,6 +273,15 @@ class RLVRCommandLine(LightningCLI):
         prompts = [q.prompt_ids for split in self.datamodule.questions.values() for q in split]
         self.model.check_length(longest_prompt=max(map(len, prompts)))
         self.model.check_vocabulary(highest_token=max(map(max, prompts)))
+
+    def check_checkpoint(self, path: Path) -> None:
+        """Check that a checkpoint is one to go on from: of this program, this policy, and for ``fit`` this run."""
+        checkpoint = read_checkpoint(path)
+        if self.subcommand == "fit":
+            if not self.config.fit.resume_point.allow_changes:
+                check_same_run(checkpoint, self.model.hparams, path)
+            check_optimizer(checkpoint, self.model.optimizer_factory, path)
+        check_architecture(checkpoint, tensor_shapes(self.model.policy_name), path, self.model.policy_name)
 
     # Around fit
 
@@ -281,8 +311,9 @@ class RLVRCommandLine(LightningCLI):
         if not self.trainer.is_global_zero or place is None:
             return
         log_dir = Path(place)
-        self.model.policy.save_pretrained(log_dir / BEST_MODEL)
-        self.model.tokenizer.save_pretrained(log_dir / BEST_MODEL)
+        with whole_folder(log_dir / BEST_MODEL) as folder:
+            self.model.policy.save_pretrained(folder)
+            self.model.tokenizer.save_pretrained(folder)
         self._run_state.finish(best_rollout=best_rollout)
         print_summary(
             log_dir,
@@ -340,6 +371,9 @@ class _Rehearsal(RLVRCommandLine):
         pass
 
     def check_data(self) -> None:
+        pass
+
+    def check_checkpoint(self, path: Path) -> None:
         pass
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -1,4 +1,4 @@
-"""Which command runs, and how an error ends: in one line on standard error, with exit status 2."""
+"""Which command runs, and how an error or an interrupt ends: in one line on standard error, with an exit status."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 import transformers
 
 from rlvr_pl.cli import OTHER_COMMANDS, RLVRCommandLine
-from rlvr_pl.run.checkpoints import Interrupted
+from rlvr_pl.run.environment import is_first_rank
+from rlvr_pl.run.files import is_of_the_disk
+from rlvr_pl.run.signals import STOP, Interrupted
 from rlvr_pl.run.terminal import visible
-from rlvr_pl.types import ConfigError
+from rlvr_pl.types import ConfigError, RunError
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -22,18 +26,31 @@ def main(args: Sequence[str] | None = None) -> None:
         args: what follows the program's name; what this process was started with where it is None.
 
     Raises:
-        SystemExit: with status 2 for what the user can fix, 130 after an interrupt, 1 if a run of a comparison failed.
+        SystemExit: with status 2 for what the user can fix beforehand, 1 if a run cannot go on or one of a comparison
+            has failed, 128 and the signal's number after an interrupt.
     """
     _quieten()
     arguments = sys.argv[1:] if args is None else args
-    try:
-        _run(arguments)
-    except ConfigError as error:
-        sys.stderr.write(visible(f"error: {error}\n"))
-        sys.exit(2)
-    except Interrupted as interrupt:
-        sys.stderr.write(f"{interrupt}\n")
-        sys.exit(130)
+    with STOP.handled():
+        try:
+            _run(arguments)
+        except ConfigError as error:
+            _end(f"error: {error}", 2)
+        except (RunError, OSError) as error:
+            if isinstance(error, OSError) and not is_of_the_disk(error):
+                raise
+            _end(f"error: {error}", 1)
+        except Interrupted as interrupt:
+            _end(str(interrupt), interrupt.status)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    """Say why, once over all ranks, and end; a full disk may hold the log that this would go to."""
+    with suppress(OSError):
+        if is_first_rank():
+            sys.stderr.write(visible(f"{message}\n"))
+            sys.stderr.flush()
+    sys.exit(status)
 
 
 def _run(arguments: Sequence[str]) -> None:

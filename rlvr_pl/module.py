@@ -30,6 +30,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from rlvr_pl.evaluation import EvaluationMetrics, grade
@@ -47,10 +49,11 @@ from rlvr_pl.randomness import evaluation_noise, rollout_noise
 from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
+from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, choose_layout
-from rlvr_pl.types import ConfigError, PromptBatch, Rollout, check_at_least
+from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 
 Arguments = ParamSpec("Arguments")
@@ -211,6 +214,7 @@ class GroupPolicyModule(LightningModule):
         self.rollouts_done = 0
         self.completion_tokens = 0  # generated for training so far, over all ranks
         self.learning_rate = math.nan  # of the latest optimizer step
+        self._earlier_settings: OptimizerSettings | None = None  # of the checkpoint that the run goes on from
         self.seconds: dict[str, float] = {}  # of the latest training step, by its parts
         self.evaluation_metrics = EvaluationMetrics(eval_samples)
         self.evaluation_records: list[dict[str, Any]] = []
@@ -327,14 +331,17 @@ class GroupPolicyModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.policy.parameters())
+        scheduler = self._make_scheduler(optimizer)
+        self.optimizer_settings = OptimizerSettings.of(optimizer, scheduler)
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def _make_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
         if self.lr_schedule is not None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             rollouts = self.trainer.estimated_stepping_batches if data is None else data.max_rollouts
             steps = int(rollouts) * self.minibatches_per_rollout * self.epochs_per_rollout
-            return [optimizer], [self.lr_schedule.scheduler(optimizer, steps)]
-        if self.lr_scheduler_factory is None:
-            return optimizer
-        return [optimizer], [self.lr_scheduler_factory(optimizer)]
+            return self.lr_schedule.scheduler(optimizer, steps)
+        return None if self.lr_scheduler_factory is None else self.lr_scheduler_factory(optimizer)  # type: ignore[return-value]
 
     def on_fit_start(self) -> None:
         for reference in self.reference:
@@ -346,6 +353,16 @@ class GroupPolicyModule(LightningModule):
         return batch
 
     # Training
+
+    def on_train_start(self) -> None:
+        """Let the configuration's optimizer and schedule settings act on what a checkpoint has restored."""
+        if self._earlier_settings is not None:
+            configs = self.trainer.lr_scheduler_configs
+            scheduler = configs[0].scheduler if configs else None
+            self.optimizer_settings.act_on(
+                self.trainer.optimizers[0], scheduler, self._earlier_settings, self.trainer.global_step
+            )
+            self._earlier_settings = None
 
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """Learn from one rollout; what is returned is for callbacks."""
@@ -433,7 +450,7 @@ class GroupPolicyModule(LightningModule):
             The gradient's norm before clipping.
 
         Raises:
-            FloatingPointError: if the gradient is not finite; the weights are then as they were.
+            Diverged: if the gradient is not finite; the weights are then as they were.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -445,10 +462,7 @@ class GroupPolicyModule(LightningModule):
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
         if not math.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm}); "
-                "resume from the last checkpoint with a lower learning rate"
-            )
+            raise Diverged(f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm})")
         self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler sets that of the next step
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
@@ -583,9 +597,11 @@ class GroupPolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["completion_tokens"] = self.completion_tokens
+        checkpoint[OPTIMIZER_SETTINGS] = self.optimizer_settings.as_written()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rollouts_done = checkpoint["rollouts_done"]
         self.completion_tokens = checkpoint["completion_tokens"]
+        self._earlier_settings = OptimizerSettings.read(checkpoint.get(OPTIMIZER_SETTINGS))
         # A finished run stays finished for Lightning, whatever its budget is now; the loader knows better.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -125,6 +125,17 @@ def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
     return policy
 
 
+def tensor_shapes(name: str) -> dict[str, torch.Size]:
+    """List the tensors of a policy that a checkpoint holds, by name, without loading a weight.
+
+    Raises:
+        ConfigError: if the model's configuration cannot be found or read.
+    """
+    with torch.device("meta"):
+        policy = AutoModelForCausalLM.from_config(load_config(name))
+    return {name: tensor.shape for name, tensor in policy.state_dict().items()}
+
+
 def checkpoint_activations(policy: PreTrainedModel) -> None:
     """Have a policy compute its activations again in the backward pass rather than keep them."""
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -37,6 +37,14 @@ class ConfigError(ValueError):
     """The user's configuration or data cannot be used; the message names the key and the remedy."""
 
 
+class RunError(Exception):
+    """A run cannot go on, through no fault of the program; the message says in one line why, and what to do."""
+
+
+class Diverged(RunError, FloatingPointError):
+    """Weights, probabilities or gradients are not finite: the learning rate is too high, most of the time."""
+
+
 def check_at_least(minimum: int, section: str, **settings: int) -> None:
     """Refuse settings that are too small.
 

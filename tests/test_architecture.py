@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"types", "proportion", "rewards", "data", "run", "cli"},
     "compare": {"types", "run", "cli", "report"},
     "main": {"types", "run", "cli", "report", "compare"},
-    "__main__": {"main"},
+    "__main__": {"run", "main"},
     "embedded": {"data", "pretrained", "report", "rollout", "run", "types"},
 }
 

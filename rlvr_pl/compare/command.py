@@ -25,10 +25,10 @@ from rlvr_pl.compare.record import begin, check_unchanged
 from rlvr_pl.compare.runner import Outcome, Runner, child_environment, last_lines, start
 from rlvr_pl.compare.tuning import plan_trials, trial_table, with_recorded_trials, with_trials
 from rlvr_pl.report.command import report_on
-from rlvr_pl.run.checkpoints import Interrupted
 from rlvr_pl.run.declaration import Declaration
 from rlvr_pl.run.folder import OUTPUT
 from rlvr_pl.run.lock import is_locked
+from rlvr_pl.run.signals import Interrupted
 from rlvr_pl.run.state import RunState, read_run_state
 from rlvr_pl.run.terminal import make_console
 from rlvr_pl.types import ConfigError
@@ -170,9 +170,10 @@ def run_all(comparison: Comparison, runs: Sequence[Run], console: Console) -> Ou
     outcome = Runner(comparison, runs, workloads_of(comparison)).work(make_display(console))
     for run, why in outcome.failed.items():
         console.print(f"\n{run} failed: {why}", soft_wrap=True)
-    if outcome.interrupted:
+    if outcome.interrupted is not None:
         raise Interrupted(
-            f"Interrupted: {len(outcome.finished)} of {len(runs)} runs finished. The same command goes on from there."
+            outcome.interrupted,
+            f"Interrupted: {len(outcome.finished)} of {len(runs)} runs finished. The same command goes on from there.",
         )
     return outcome
 
@@ -266,10 +267,10 @@ def measure(comparison: Comparison, run: Run) -> tuple[Costs, float]:
         process = start(arguments, scratch / OUTPUT, child_environment(comparison.processes, device))
         try:
             code = process.wait()
-        except KeyboardInterrupt:
+        except Interrupted as interrupt:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise Interrupted("Interrupted while measuring; nothing is left behind.") from None
+            raise Interrupted(interrupt.signum, "Interrupted while measuring; nothing is left behind.") from None
         seconds = time.perf_counter() - begun
         state = read_run_state(trial.folder)
         costs = Costs.of(state or RunState())

@@ -20,7 +20,8 @@ from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Display, Row, Workload, estimate, total_seconds
 from rlvr_pl.run.environment import available_cores
 from rlvr_pl.run.folder import BEGINNINGS, OUTPUT, RUN_FILE
-from rlvr_pl.run.lock import try_lock
+from rlvr_pl.run.lock import HANDED_ON, try_lock
+from rlvr_pl.run.signals import stop_signals
 from rlvr_pl.run.state import read_run_state
 from rlvr_pl.run.terminal import visible
 
@@ -45,7 +46,7 @@ class Outcome:
 
     finished: list[Run] = field(default_factory=list)
     failed: dict[Run, str] = field(default_factory=dict)  # why
-    interrupted: bool = False
+    interrupted: int | None = None  # the signal
 
 
 class Interrupts:
@@ -53,10 +54,11 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
+        self.first: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in stop_signals():
             self._previous[signum] = signal.signal(signum, self._note)
         return self
 
@@ -66,6 +68,7 @@ class Interrupts:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
+        self.first = self.first or signum
 
 
 def child_environment(processes: int, device: int | None) -> dict[str, str]:
@@ -161,7 +164,7 @@ class Runner:
                     display.show(rows, total_seconds(rows, self.comparison.processes))
                     shown = time.monotonic()
                 if not self.processes and (interrupts.count or not self._left()):
-                    self.outcome.interrupted = interrupts.count > 0 and bool(self._left())
+                    self.outcome.interrupted = interrupts.first if self._left() else None
                     return self.outcome
                 if interrupts.count > passed_on:
                     self._pass_on(display, again=passed_on > 0)
@@ -201,6 +204,7 @@ class Runner:
         device = None if devices is None else devices[lane % len(devices)]
         environment = child_environment(self.comparison.processes, device)
         before = _written(run)
+        environment[HANDED_ON] = str(lock)
         popen = start(arguments, run.folder / OUTPUT, environment, keep=[lock])
         self.status[run] = "running"
         return Process(run, popen, lock, lane, before)

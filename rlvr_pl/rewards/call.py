@@ -14,11 +14,15 @@ from typing import Any
 import torch
 
 from rlvr_pl.rewards.completion import Completion
-from rlvr_pl.types import ConfigError
+from rlvr_pl.types import ConfigError, RunError
 
 MAX_REWARD = torch.finfo(torch.float32).max
 
 _FORM = "a reward is a function of one completion: def {name}(completion: Completion) -> float"
+
+
+class RewardError(RunError):
+    """A reward function failed."""
 
 
 def check_form(name: str, function: Callable[..., Any]) -> None:
@@ -50,7 +54,7 @@ def score(name: str, function: Callable[[Completion], float], completion: Comple
         timeout: in seconds; None waits for ever.
 
     Raises:
-        ConfigError: naming the function, if it raises, ends the process, takes too long, or returns no finite number.
+        RewardError: naming the function, if it raises, ends the process, takes too long, or returns no finite number.
             What it raised is the cause.
     """
     where = f"on the completion {completion.text[:60]!r}"
@@ -58,15 +62,15 @@ def score(name: str, function: Callable[[Completion], float], completion: Comple
         with _time_limit(timeout):
             value = function(completion)
     except _TimeUp as error:
-        raise ConfigError(
+        raise RewardError(
             f"model.rewards: {name} took longer than model.reward_timeout_s ({timeout:g} s) {where}{_line(error)}"
         ) from error
     except (Exception, SystemExit) as error:  # any code may lie behind it
         what = "ended the process" if isinstance(error, SystemExit) else "raised"
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"model.rewards: {name} {what} ({told}) {where}{_line(error)}") from error
+        raise RewardError(f"model.rewards: {name} {what} ({told}) {where}{_line(error)}") from error
     if not (isinstance(value, Real) and -MAX_REWARD <= value <= MAX_REWARD):  # NaN fails the comparison
-        raise ConfigError(f"model.rewards: {name} returned {value!r} {where}; it must return a finite number")
+        raise RewardError(f"model.rewards: {name} returned {value!r} {where}; it must return a finite number")
     return float(value)
 
 

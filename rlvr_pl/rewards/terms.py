@@ -73,7 +73,7 @@ class RewardSum:
         The sum is taken in float64 and rounded once.
 
         Raises:
-            ConfigError: naming a reward function that failed, took too long, or returned no finite number.
+            RewardError: naming a reward function that failed, took too long, or returned no finite number.
         """
         rows = [[score(term.name, term.function, c, self.timeout) for c in completions] for term in self.terms]
         scores = torch.tensor(rows, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlvr_pl.rollout.sampling import Sampling
-from rlvr_pl.types import Rollout, masked
+from rlvr_pl.types import Diverged, Rollout, masked
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RolloutEngine(ABC):
             noise: uniforms in [0, 1), (B · G, max_completion_tokens) float32; None at temperature 0.
 
         Raises:
-            FloatingPointError: if a sampled token's log-probability is not finite.
+            Diverged: if a sampled token's log-probability is not finite.
         """
 
     def release(self) -> None:  # noqa: B027  # most engines have nothing to give back
@@ -80,7 +80,7 @@ class RolloutEngine(ABC):
     ) -> Rollout:
         """Make the rollout of B prompts and what was sampled, (N, T), anything on pads."""
         if not (logprobs.isfinite() | ~mask).all():
-            raise FloatingPointError("the policy's probabilities are not finite: its weights have diverged")
+            raise Diverged("the policy's probabilities are not finite: its weights have diverged")
         stops = torch.tensor(self.stop_ids, dtype=torch.int64, device=tokens.device)
         return Rollout(
             prompt_ids=prompts,

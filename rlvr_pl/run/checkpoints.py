@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
-from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
-from rlvr_pl.types import PromptBatch, check_at_least
-
-
-class Interrupted(Exception):
-    """The run was interrupted between two rollouts and has written what it resumes from."""
+from rlvr_pl.run.signals import STOP, Interrupted, say
+from rlvr_pl.types import Diverged, PromptBatch, check_at_least
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
@@ -42,88 +37,91 @@ class ResumePoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``, from which an interrupted run goes on to the same end, bit for bit.
 
     It is written between rollouts only, never inside one, and after the evaluation where one is due: a checkpoint
-    taken in between would lose that evaluation. An interrupt (Ctrl-C or SIGTERM) lets the rollout in progress finish,
-    writes the checkpoint and then ends the run; a second Ctrl-C ends it at once, with the last checkpoint in place.
+    taken in between would lose that evaluation. The one before it stays as ``previous.ckpt``.
+
+    An interrupt (Ctrl-C, SIGTERM or SIGHUP) lets the rollout in progress finish, writes the checkpoint and then ends
+    the run; a second one ends it at once, with the last checkpoint in place. Before the first rollout and after the
+    last one the first ends it at once.
 
     Args:
         every_n_rollouts: how often to write it. It is also written after every evaluation and on an interrupt.
+        allow_changes: go on from a checkpoint although its seed, objective or policy is another.
     """
 
-    def __init__(self, every_n_rollouts: int = 10) -> None:
+    def __init__(self, every_n_rollouts: int = 10, allow_changes: bool = False) -> None:
         check_at_least(1, "resume_point", every_n_rollouts=every_n_rollouts)
         self.every_n_rollouts = every_n_rollouts
-        self._interrupted = False  # a signal has come
-        self._stopping = False  # all ranks know, and the resume point is written before the next rollout
-        self._previous_handlers: dict[int, Any] = {}
+        self.allow_changes = allow_changes
+        self._listening = ExitStack()
+        self._stop: int | None = None  # the signal, once all ranks know: the run ends before the next rollout
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._interrupted = self._stopping = False
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[signum] = signal.signal(signum, self._note_interrupt)
+    # How it ends
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
-        while self._previous_handlers:
-            signal.signal(*self._previous_handlers.popitem())
-
-    def _note_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        rank_zero_info(
-            "\nInterrupted: finishing this rollout and writing a checkpoint. Press Ctrl-C again to stop at once."
-        )
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
-    ) -> None:
-        # Ranks may have noticed the signal at different times.
-        self._stopping = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        due = self._stopping or (batch_idx + 1) % self.every_n_rollouts == 0
-        if due and not _validation_follows(trainer, batch_idx):
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._save(trainer)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop = None
+        self._listening.enter_context(STOP.handled())  # already, under the command line
+        STOP.finish_first(_announce)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if self._stopping:
-            raise Interrupted(
-                f"Interrupted after rollout {batch_idx}. The same command with --ckpt_path last goes on from there."
-            )
+        if self._stop is not None:
+            raise Interrupted(self._stop)
 
-    def _save(self, trainer: Trainer) -> None:
-        """All of the file or none of it: see :class:`WholeFileCheckpoints`."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        STOP.end_at_once()
+        self._listening.close()
+        if self._stop is not None:
+            raise Interrupted(self._stop)
+        STOP.check()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        STOP.end_at_once()
+        self._listening.close()
+        kill = getattr(trainer.strategy.launcher, "kill", None)
+        if isinstance(exception, Interrupted) and kill is not None:
+            kill(signal.SIGKILL)  # the other ranks may wait for this one for ever, and have nothing to save
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        STOP.check()
+
+    on_test_batch_end = on_validation_batch_end
+
+    # What is saved
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        self._agree_to_stop(trainer)
+        due = self._stop is not None or (batch_idx + 1) % self.every_n_rollouts == 0
+        if due and not _validation_follows(trainer, batch_idx):
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._agree_to_stop(trainer)
+            self._save(trainer, pl_module)
+
+    def _agree_to_stop(self, trainer: Trainer) -> None:
+        """Ranks may have noticed the signal at different times, or not at all."""
+        if trainer.strategy.reduce_boolean_decision(STOP.received is not None, all=False):
+            self._stop = STOP.received or signal.SIGTERM
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All of the file or none of it, see :class:`WholeFileCheckpoints`; and nothing that could not be gone on from.
+
+        Raises:
+            Diverged: if a weight is not finite.
+        """
         assert trainer.log_dir is not None
+        if not all(torch.isfinite(weight).all() for weight in pl_module.parameters()):
+            raise Diverged(f"the weights after rollout {pl_module.rollouts_done} are not finite, and are not saved")
         trainer.save_checkpoint(Path(trainer.log_dir) / CHECKPOINTS / LAST, weights_only=False)
 
 
-class WholeFileCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there whole.
-
-    Lightning's own way builds the file in memory first, 18 GB of it for a policy of 1.5 billion parameters, and passes
-    it through the system's folder for temporary files.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``.
-
-        Raises:
-            TypeError: if there are storage options, which a local file has not.
-        """
-        if storage_options is not None:
-            raise TypeError("checkpoints are local files here: there are no storage_options")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+@rank_zero_only
+def _announce(signum: signal.Signals) -> None:
+    say("\nInterrupted: finishing this rollout and writing a checkpoint. Press Ctrl-C again to stop at once.")
 
 
 def best_checkpoint() -> ModelCheckpoint:

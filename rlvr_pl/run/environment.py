@@ -14,6 +14,7 @@ import lightning
 import torch
 import transformers
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 import rlvr_pl
 
@@ -33,6 +34,11 @@ def describe_environment(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(trainer.precision),
     }
+
+
+def is_first_rank() -> bool:
+    """Tell whether this process speaks and writes for all ranks; it is known before they are connected."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def package_version() -> str | None:

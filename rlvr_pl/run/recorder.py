@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rlvr_pl.run.checkpoints import Interrupted
 from rlvr_pl.run.environment import describe_environment
 from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.folder import RUN_FILE
+from rlvr_pl.run.lock import RunLock
+from rlvr_pl.run.optimizer import OptimizerSettings
+from rlvr_pl.run.signals import Interrupted
 from rlvr_pl.run.state import RunState, State
 from rlvr_pl.types import PromptBatch
 
@@ -23,10 +26,16 @@ _ACCUMULATED = ("val_accuracy", "train_seconds", "wall_seconds", "evaluation_sec
 
 
 class RecordRunState(Callback):
-    """Keeps ``run.json`` up to date around ``fit``: after every rollout and evaluation, all of the file or none."""
+    """Keeps ``run.json`` up to date around ``fit``: after every rollout and evaluation, all of the file or none.
 
-    def __init__(self) -> None:
+    Args:
+        lock: taken before anything is written into the run's folder.
+    """
+
+    def __init__(self, lock: RunLock) -> None:
         self.state = RunState()
+        self.learning_rate = 0.0  # of the configuration, before any schedule
+        self._lock = lock
         self._path: Path | None = None  # on rank 0 alone
         self._start = time.perf_counter()
         self._evaluation_start = 0.0
@@ -36,8 +45,8 @@ class RecordRunState(Callback):
         log_dir = trainer.log_dir  # a collective: every rank must ask
         if self._path is not None or log_dir is None or not trainer.is_global_zero:
             return
+        self._lock.take(Path(log_dir))
         self._path = Path(log_dir) / RUN_FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self.state.objective = type(pl_module.loss).__name__
         self.state.seed = pl_module.seed  # type: ignore[assignment]
         self.state.max_rollouts = trainer.datamodule.max_rollouts  # type: ignore[attr-defined]
@@ -57,6 +66,8 @@ class RecordRunState(Callback):
     # Progress
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        settings = cast(OptimizerSettings, pl_module.optimizer_settings).groups[0]
+        self.learning_rate = settings.get("initial_lr", settings["lr"])
         self._count(trainer, pl_module)
         self._write("training")
 
@@ -85,7 +96,19 @@ class RecordRunState(Callback):
         self._end_evaluation("test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._write("interrupted" if isinstance(exception, Interrupted | KeyboardInterrupt) else "failed")
+        self.end(exception)
+
+    def end(self, exception: BaseException) -> None:
+        """Note that the run has ended before its end; a full disk, which may be why, is no second failure."""
+        if self.state.state == "finished":
+            return
+        with suppress(OSError):
+            self._write("interrupted" if isinstance(exception, Interrupted | KeyboardInterrupt) else "failed")
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder, once there is one; on rank 0 alone."""
+        return None if self._path is None else self._path.parent
 
     def finish(self, best_rollout: int | None) -> None:
         """Note that nothing is left to do.

@@ -46,7 +46,6 @@ def find_records(log_dir: Path) -> Iterator[tuple[str, int, Path]]:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write one JSON object a line, ordered by question and sample; all of the file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda r: (r["question"], r["sample"]))
     with whole_file(path) as file:
         file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ordered), encoding="utf-8")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from rlvr_pl.rewards import Completion, RewardSum, RewardTerm, correctness, strict_format, tag_format
+from rlvr_pl.rewards.call import RewardError
 from rlvr_pl.types import ConfigError
 
 PERFECT = "<reasoning>\n9 * 2 = 18\n</reasoning>\n<answer>\n18\n</answer>\n"
@@ -243,7 +244,7 @@ def test_sum_takes_any_real_number(value: Any) -> None:
 
 
 def failure(reward: Any, timeout: float | None = None) -> str:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(RewardError) as error:
         RewardSum([RewardTerm(reward)], timeout)([completion("some\ntext")])
     assert error.value.__cause__ is not None
     return str(error.value)
