@@ -4,6 +4,7 @@ from rlvr_pl.run.signals import STOP
 
 if __name__ == "__main__":
     with STOP.handled():
-        with STOP.starting():
-            from rlvr_pl.main import main
+        STOP.start()
+        from rlvr_pl.main import main
+
         main()

@@ -33,6 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     with STOP.handled():
         try:
+            STOP.begin()
             _run(arguments)
         except ConfigError as error:
             _end(f"error: {error}", 2)
@@ -46,6 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _end(message: str, status: int) -> NoReturn:
     """Say why, once over all ranks, and end; a full disk may hold the log that this would go to."""
+    STOP.end()
     with suppress(OSError):
         if is_first_rank():
             sys.stderr.write(visible(f"{message}\n"))

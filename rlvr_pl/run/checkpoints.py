@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from rlvr_pl.run.display import hide_redone
 from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
 from rlvr_pl.run.signals import STOP, Interrupted, say
 from rlvr_pl.types import Diverged, PromptBatch, check_at_least
@@ -61,6 +62,8 @@ class ResumePoint(Checkpoint):
         self._stop = None
         self._listening.enter_context(STOP.handled())  # already, under the command line
         STOP.finish_first(_announce)
+        if pl_module.rollouts_done:
+            hide_redone(trainer, cast(int, pl_module.rollouts_done))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int

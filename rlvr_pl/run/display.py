@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from rlvr_pl.rollout import Progress
 from rlvr_pl.run.terminal import visible
@@ -56,6 +57,14 @@ class SampleCompletions(Callback):
 def _verbatim(text: str) -> str:
     """As a Markdown code block, so that tags, newlines and control characters show."""
     return "\n".join(f"    {visible(line)}" for line in text.splitlines())
+
+
+def hide_redone(trainer: Trainer, rollouts_done: int) -> None:
+    """Have TensorBoard forget what a run logged after the rollout that it goes on from: it is logged again."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            begin = Event(session_log=SessionLog(status=SessionLog.START))
+            logger.experiment.file_writer.add_event(begin, step=rollouts_done + 1)
 
 
 class RolloutProgressBar(TQDMProgressBar):

@@ -31,7 +31,7 @@ def explained(error: BaseException, run: RecordRunState, program: str, arguments
     if not known:
         run.end(error)
         return error
-    cause = next((e for e in known if isinstance(e, Interrupted)), known[-1])
+    cause = _first_of(known, Interrupted) or _first_of(known, RunError) or known[-1]
     run.end(cause)
     advice = _advice(run, cause, program, arguments)
     if isinstance(cause, Interrupted):
@@ -47,6 +47,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.append(error)
         error = error.__cause__ or error.__context__
+
+
+def _first_of(chain: Sequence[BaseException], kind: type[BaseException]) -> BaseException | None:
+    return next((error for error in reversed(chain) if isinstance(error, kind)), None)
 
 
 def _advice(run: RecordRunState, cause: BaseException, program: str, arguments: Sequence[str]) -> str:

@@ -67,14 +67,13 @@ class StopSignals:
             while outermost and self._previous:
                 signal.signal(*self._previous.popitem())
 
-    @contextmanager
-    def starting(self) -> Iterator[None]:
+    def start(self) -> None:
         """End without unwinding while libraries are loaded: there is nothing to clean up, and imports swallow much."""
         self._starting = True
-        try:
-            yield
-        finally:
-            self._starting = False
+
+    def begin(self) -> None:
+        """Take ``start`` back: from here on somebody catches what is raised."""
+        self._starting = False
 
     def finish_first(self, announce: Callable[[signal.Signals], None]) -> None:
         """Let the first signal only be noted, in ``received``, and announced; a second one still ends at once."""
