@@ -355,15 +355,6 @@ class _Rehearsal(RLVRCommandLine):
     def _set_seed(self) -> None:
         pass
 
-    def instantiate_classes(self) -> None:
-        """Make the module, the data module and the trainer; say in one line what cannot be made."""
-        try:
-            super().instantiate_classes()
-        except (ConfigError, SystemExit):
-            raise
-        except (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
-            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return None  # type: ignore[return-value]
 

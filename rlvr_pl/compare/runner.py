@@ -19,6 +19,7 @@ from typing import Any
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.compare.progress import Display, Row, Workload, estimate, total_seconds
 from rlvr_pl.run.environment import available_cores
+from rlvr_pl.run.files import why
 from rlvr_pl.run.folder import BEGINNINGS, OUTPUT, RUN_FILE
 from rlvr_pl.run.lock import HANDED_ON, try_lock
 from rlvr_pl.run.signals import stop_signals
@@ -192,7 +193,11 @@ class Runner:
                 os.close(lock)
                 self._fail(run)
             else:
-                self.processes.append(self._start(run, free[0], lock))
+                try:
+                    self.processes.append(self._start(run, free[0], lock))
+                except OSError as error:  # the disk is full, say; the others may be near their end
+                    os.close(lock)
+                    self._fail(run, reason=f"could not be started ({why(error)})")
 
     def _start(self, run: Run, lane: int, lock: int) -> Process:
         arguments = self.comparison.fit_arguments(run)
@@ -228,18 +233,10 @@ class Runner:
         self.status[run] = "finished"
         self.outcome.finished.append(run)
 
-    def _fail(self, run: Run, code: int | None = None) -> None:
+    def _fail(self, run: Run, code: int | None = None, reason: str | None = None) -> None:
         self.status[run] = "failed"
-        if code is None:
-            why = "failed in another process"
-        elif code == 0:
-            state = read_run_state(run.folder)
-            why = f"ended before its last rollout (after {0 if state is None else state.rollouts_done})"
-        elif code < 0:
-            why = f"killed by {signal.Signals(-code).name}"
-        else:
-            why = f"ended with exit status {code}"
-        self.outcome.failed[run] = f"{why}; the end of {run.folder / OUTPUT}:\n{last_lines(run.folder / OUTPUT)}"
+        reason = reason or _why_it_failed(run, code)
+        self.outcome.failed[run] = f"{reason}; the end of {run.folder / OUTPUT}:\n{last_lines(run.folder / OUTPUT)}"
 
     def _pass_on(self, display: Display, again: bool) -> None:
         if again:
@@ -261,6 +258,17 @@ class Runner:
             fresh = state is not None and _written(run) != process.state_before
             status = state.state if fresh and state is not None else "starting"
         return Row(run, status, self.workloads[run.arm], state)
+
+
+def _why_it_failed(run: Run, code: int | None) -> str:
+    if code is None:
+        return "failed in another process"
+    if code == 0:
+        state = read_run_state(run.folder)
+        return f"ended before its last rollout (after {0 if state is None else state.rollouts_done})"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit status {code}"
 
 
 def _written(run: Run) -> int:

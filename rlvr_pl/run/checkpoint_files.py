@@ -21,6 +21,7 @@ _OURS = ("state_dict", "loops", "optimizer_states", "rollouts_done", "completion
 class WholeFileCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there whole; ``last.ckpt`` becomes ``previous.ckpt``.
 
+    While it writes there are three of them, and the best.
     Lightning's own way builds the file in memory first, 18 GB of it for a policy of 1.5 billion parameters, and passes
     it through the system's folder for temporary files.
     """

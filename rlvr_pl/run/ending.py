@@ -11,7 +11,7 @@ from rlvr_pl.run.files import is_of_the_disk, why
 from rlvr_pl.run.folder import CHECKPOINTS, LAST, newer_runs
 from rlvr_pl.run.recorder import RecordRunState
 from rlvr_pl.run.signals import STOP, Interrupted
-from rlvr_pl.types import Diverged, RunError
+from rlvr_pl.types import ConfigError, Diverged, RunError
 
 
 def explained(error: BaseException, run: RecordRunState, program: str, arguments: Sequence[str]) -> BaseException:
@@ -70,7 +70,10 @@ def _advice(run: RecordRunState, cause: BaseException, program: str, arguments: 
 
 
 def _what_is_left(last: Path, max_rollouts: int) -> str:
-    done = read_checkpoint(last)["rollouts_done"]
+    try:
+        done = read_checkpoint(last)["rollouts_done"]
+    except ConfigError:  # damaged since: the next start says so
+        return f"towards rollout {max_rollouts}"
     return f"after rollout {done} of {max_rollouts}" if done < max_rollouts else "with the test; training is done"
 
 

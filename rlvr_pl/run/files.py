@@ -102,10 +102,13 @@ def name_also(path: Path, other: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what a file, or a folder's list of files, holds."""
+    """Have the disk hold what a file, or a folder's list of files, holds; some file systems cannot for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import rlvr_pl.module
 from rlvr_pl.main import main
 from rlvr_pl.pretrained import load_tokenizer
+from rlvr_pl.run.lock import try_lock
 from rlvr_pl.run.records import read_records
 from tests.helpers.paths import CONFIGS
 from tests.helpers.policies import make_tiny_policy
@@ -194,6 +197,36 @@ def test_a_second_run_loses_nothing_of_the_first(
     main(arguments)
     assert {f.name for f in (tmp_path / "run").iterdir()} == {"version_0", "version_1"}
     assert all(file.read_bytes() == content for file, content in first.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"version_0 is finished, with 6 rollouts; raise data\.max_rollouts above that"),
+        ({"model.loss": "GRPO"}, r"last\.ckpt is of another run: model\.loss is GRPO and was GSPO"),
+        ({"seed_everything": 1}, r"seed_everything is 1 and was 0"),
+        ({"model.optimizer": "torch.optim.SGD"}, r"holds the moments of torch\.optim\.adamw\.AdamW"),
+        (
+            {"model.policy": "embedded", "resume_point.allow_changes": "true"},
+            r"weights of another architecture than model\.policy 'embedded': \S+ is \(.*\) there and \(.*\) here",
+        ),
+        ({"trainer.logger.version": 0, "lock": True}, r"another process is at work in .*version_0"),
+    ],
+)
+def test_what_cannot_go_on_is_refused_and_left_as_it_is(
+    changes: dict[str, Any], message: str, run: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    lock = try_lock(run / "run.lock") if changes.pop("lock", False) else None
+    budget = {"data.max_rollouts": 7} if changes else {}
+    with pytest.raises(SystemExit) as stopped:
+        main([*tiny_run(policy, run.parents[1], report_test="true", **budget, **changes), "--ckpt_path=last"])
+    if lock is not None:
+        os.close(lock)
+    assert stopped.value.code == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert re.search(message, error)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("split", ["validate", "test"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +44,59 @@ def uninterrupted(
     return whole, SETTINGS[request.param]
 
 
-@pytest.mark.parametrize("rollout", [1, 2, 3, 5])
-def test_ctrl_c_during_a_rollout(
-    uninterrupted: tuple[Path, dict[str, Any]], policy: str, tmp_path: Path, rollout: int
+@pytest.mark.parametrize(
+    ("rollout", "signum"),
+    [(1, signal.SIGINT), (2, signal.SIGTERM), (3, signal.SIGHUP), (5, signal.SIGTERM), (6, signal.SIGINT)],
+)
+def test_a_signal_during_a_rollout(
+    uninterrupted: tuple[Path, dict[str, Any]],
+    policy: str,
+    tmp_path: Path,
+    rollout: int,
+    signum: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In a first and in a later epoch, and where an evaluation follows (3): the rollout is finished, then resumed."""
+    """In a first and in a later epoch, where an evaluation follows (3), and in the last: the rollout is finished."""
     whole, settings = uninterrupted
     arguments = tiny_run(policy, tmp_path, **settings)
-    interrupt = ["--trainer.callbacks=tests.helpers.runs.Interrupt", f"--trainer.callbacks.during_rollout={rollout}"]
     with pytest.raises(SystemExit) as stopped:
-        main(arguments + interrupt)
-    assert stopped.value.code == 130
+        main(arguments + interrupt(during_rollout=rollout, signum=signum.value))
+    assert stopped.value.code == 128 + signum
+    left = f"after rollout {rollout} of 6" if rollout < 6 else "with the test; training is done"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"Interrupted by {signum.name}. Go on {left}: python -m rlvr_pl fit --")
+    assert said.endswith(" --ckpt_path last")
     run = tmp_path / "run" / "version_0"
     assert last_state(run)["rollouts_done"] == rollout
+    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
     main([*arguments, "--ckpt_path=last"])
     assert [f.name for f in (tmp_path / "run").iterdir()] == ["version_0"], "the run goes on in its own folder"
     assert_same_run(run, whole)
+
+
+def interrupt(**settings: Any) -> list[str]:
+    flags = [f"--trainer.callbacks.{key}={value}" for key, value in settings.items()]
+    return ["--trainer.callbacks=tests.helpers.runs.Interrupt", *flags]
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [("baseline", "Nothing is saved yet; start anew: "), ("test", "Go on with the test; training is done")],
+)
+def test_a_signal_around_training_ends_the_run_at_once(
+    phase: str, said: str, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny_run(policy, tmp_path, report_test="true", **{"data.max_rollouts": 1})
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments + interrupt(phase=phase, signum=signal.SIGTERM.value))
+    assert stopped.value.code == 143
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"Interrupted by SIGTERM. {said}")
+    run = tmp_path / "run" / "version_0"
+    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+    if phase == "test":
+        main([*arguments, "--ckpt_path=last"])
+        assert json.loads((run / "run.json").read_text())["state"] == "finished"
+        assert set(logged(run)["test/accuracy"]) == {0, 1}
 
 
 def test_power_cut_inside_an_update(uninterrupted: tuple[Path, dict[str, Any]], policy: str, tmp_path: Path) -> None:
@@ -95,12 +134,39 @@ def test_flags_beat_the_checkpoint_on_resume(policy: str, tmp_path: Path) -> Non
     arguments = tiny_run(policy, tmp_path, **{"data.max_rollouts": 2})
     main(arguments)
     checkpoint = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
-    changed = tiny_run(policy, tmp_path, **{"data.max_rollouts": 3, "model.temperature": 0.5})
+    changes = {"data.max_rollouts": 3, "model.temperature": 0.5, "model.optimizer.lr": 5e-4}
+    changed = tiny_run(policy, tmp_path, **changes)
     main([*changed, f"--ckpt_path={checkpoint}"])
     resumed = tmp_path / "run" / "version_1"  # a file starts a run of its own
     state = last_state(resumed)
     assert state["rollouts_done"] == 3
     assert state["hyper_parameters"]["temperature"] == 0.5
+    assert logged(resumed)["train/lr"] == {3: pytest.approx(5e-4)}
     main([*tiny_run(policy, tmp_path / "cold", **{"data.max_rollouts": 3, "model.temperature": 1.0})])
     warm = logged(tmp_path / "cold" / "run" / "version_0")["train/entropy"][3]
     assert logged(resumed)["train/entropy"][3] < warm, "the rollout was sampled at the flag's temperature"
+
+
+def test_a_run_that_has_diverged_goes_on_as_its_message_says(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the newest checkpoint, whose weights are finite, and with the rate that was asked for."""
+    main(tiny_run(policy, tmp_path, **{"data.max_rollouts": 1}))
+    run = tmp_path / "run" / "version_0"
+    arguments = [
+        *tiny_run(policy, tmp_path, **{"data.max_rollouts": 2, "model.optimizer.lr": 1e38}),
+        "--ckpt_path=last",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the ")
+    assert "not finite" in said
+    assert "Go on with a lower learning rate after rollout 1 of 2: python -m rlvr_pl fit --" in said
+    assert said.endswith("--ckpt_path last --model.optimizer.lr=5e+37")
+    assert json.loads((run / "run.json").read_text())["state"] == "failed"
+    assert all(torch.isfinite(weight).all() for weight in last_state(run)["state_dict"].values())
+    main([*arguments, "--model.optimizer.lr=0.001"])
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert logged(run)["train/lr"] == {1: pytest.approx(1e-3), 2: pytest.approx(1e-3)}

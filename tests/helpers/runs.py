@@ -22,6 +22,10 @@ def digit_share(completion: Completion) -> float:
     return sum(c.isdigit() for c in completion.text) / max(1, len(completion.text))
 
 
+def broken_reward(completion: Completion) -> float:
+    return 1 / 0
+
+
 def text_length(completion: Completion) -> float:
     """Varies whatever the vocabulary."""
     return float(len(completion.text))
@@ -32,14 +36,24 @@ def unannotated_scheduler(optimizer):  # type: ignore[no-untyped-def]
 
 
 class Interrupt(Callback):
-    """Presses Ctrl-C during a rollout."""
+    """Asks the run to stop, by Ctrl-C or another signal, during a rollout or a phase around training."""
 
-    def __init__(self, during_rollout: int) -> None:
+    def __init__(self, during_rollout: int = 0, phase: str = "", signum: int = signal.SIGINT) -> None:
         self.during_rollout = during_rollout
+        self.phase = phase
+        self.signum = signum
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx + 1 == self.during_rollout:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signum)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.phase == "baseline" and not pl_module.rollouts_done:
+            os.kill(os.getpid(), self.signum)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.phase == "test" and trainer.global_step:
+            os.kill(os.getpid(), self.signum)
 
 
 class PowerCut(Callback):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvr_pl.main import main
 from rlvr_pl.run.state import RunState, read_run_state
@@ -62,3 +65,38 @@ def test_a_power_cut_counts_the_lost_rollout_once(policy: str, tmp_path: Path) -
     assert (state_of(run).state, state_of(run).rollouts_done) == ("failed", 5)
     main([*arguments, "--ckpt_path=last"])  # from 4 rollouts: the fifth is done again
     assert_whole(run)
+    shown = EventAccumulator(str(run)).Reload().Scalars("train/reward")
+    assert [event.step for event in shown] == [1, 2, 3, 4, 5, 6], "TensorBoard has forgotten the first of the two"
+
+
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system refuses files as large as a checkpoint."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(tiny_run(policy, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run = tmp_path / "run" / "version_0"
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert sum("rror" in line for line in said) == 1
+    assert re.match(rf"error: cannot write {run}/checkpoints/last\.ckpt: File too large \(.* MB are free", said[-1])
+    assert state_of(run).state == "failed"
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_a_reward_that_fails_is_named_in_one_line(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = '[{"function": "tests.helpers.runs.broken_reward"}]'
+    with pytest.raises(SystemExit) as stopped:
+        main(tiny_run(policy, tmp_path, **{"model.rewards": rewards}))
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert re.search(r"error: The reward function broken_reward raised ZeroDivisionError: .*runs\.py, line \d+", said)
+    assert state_of(tmp_path / "run" / "version_0").state == "failed"
