@@ -341,7 +341,7 @@ class GroupPolicyModule(LightningModule):
             rollouts = self.trainer.estimated_stepping_batches if data is None else data.max_rollouts
             steps = int(rollouts) * self.minibatches_per_rollout * self.epochs_per_rollout
             return self.lr_schedule.scheduler(optimizer, steps)
-        return None if self.lr_scheduler_factory is None else self.lr_scheduler_factory(optimizer)  # type: ignore[return-value]
+        return None if self.lr_scheduler_factory is None else self.lr_scheduler_factory(optimizer)
 
     def on_fit_start(self) -> None:
         for reference in self.reference:
