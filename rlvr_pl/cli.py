@@ -26,16 +26,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.lightning_settings import check_settings, check_writable, explain
+from rlvr_pl.lora import check_same_adapter
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
-from rlvr_pl.pretrained import load_config, tensor_shapes
+from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoint_files import WholeFileCheckpoints, check_architecture, check_same_run, read_checkpoint
 from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
 from rlvr_pl.run.display import SampleCompletions, make_progress_bar
 from rlvr_pl.run.ending import explained
 from rlvr_pl.run.files import whole_folder
-from rlvr_pl.run.folder import BEST_MODEL, next_config_path
+from rlvr_pl.run.folder import BEST_ADAPTER, BEST_MODEL, next_config_path
 from rlvr_pl.run.lock import RunLock
 from rlvr_pl.run.optimizer import check_optimizer
 from rlvr_pl.run.recorder import RecordRunState
@@ -46,7 +47,7 @@ from rlvr_pl.types import ConfigError
 
 PROGRAM = "python -m rlvr_pl"
 DEFAULT_LOSS = "GSPO"
-# Subcommands that are no method of a trainer: `compare` and `report` have parsers of their own.
+# Subcommands that are no method of a trainer, and have parsers of their own.
 OTHER_COMMANDS = {
     "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
     "report": "Write the report of a folder of runs, finished or not.",
@@ -94,6 +95,8 @@ class OneLineErrorParser(LightningArgumentParser):
             return f"Choose from {', '.join(names)}, or give the class path of an objective of your own"
         if 'Parser key "model.loss"' in message and "not accepted" in message:
             return "See --model.loss.help followed by the objective's name"
+        if 'Parser key "model.lora"' in message:
+            return "See --model.lora.help"
         unknown = re.search(r"(?:option:?|arguments:) '?(?:--)?([\w.]+)", message)
         if unknown and unknown[1].removeprefix("model.") in signature(torch.optim.AdamW).parameters:
             return f"Did you mean model.optimizer.{unknown[1].removeprefix('model.')}? See --help"
@@ -269,6 +272,7 @@ class RLVRCommandLine(LightningCLI):
     def check_data(self) -> None:
         """Load and check the data, and whether the policy has a position and an embedding for every token."""
         load_config(self.model.policy_name)
+        self.model.check_adapter()
         self.datamodule.setup()
         prompts = [q.prompt_ids for split in self.datamodule.questions.values() for q in split]
         self.model.check_length(longest_prompt=max(map(len, prompts)))
@@ -281,7 +285,9 @@ class RLVRCommandLine(LightningCLI):
             if not self.config.fit.resume_point.allow_changes:
                 check_same_run(checkpoint, self.model.hparams, path)
             check_optimizer(checkpoint, self.model.optimizer_factory, path)
-        check_architecture(checkpoint, tensor_shapes(self.model.policy_name), path, self.model.policy_name)
+        shapes = self.model.checkpoint_shapes()
+        check_same_adapter(checkpoint["state_dict"], shapes)
+        check_architecture(checkpoint, shapes, path, self.model.policy_name)
 
     # Around fit
 
@@ -312,8 +318,10 @@ class RLVRCommandLine(LightningCLI):
             return
         log_dir = Path(place)
         with whole_folder(log_dir / BEST_MODEL) as folder:
-            self.model.policy.save_pretrained(folder)
-            self.model.tokenizer.save_pretrained(folder)
+            self.model.export(folder)
+        if self.model.lora is not None:
+            with whole_folder(log_dir / BEST_ADAPTER) as folder:
+                self.model.export_adapter(folder)
         self._run_state.finish(best_rollout=best_rollout)
         print_summary(
             log_dir,

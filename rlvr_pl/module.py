@@ -19,10 +19,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, wraps
+from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast
 
 import torch
@@ -35,6 +36,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from rlvr_pl.evaluation import EvaluationMetrics, grade
+from rlvr_pl.lora import (
+    LoRA,
+    WithoutAdapter,
+    adapter_shapes,
+    add_adapter,
+    check_same_adapter,
+    check_targets,
+    is_of_adapter,
+    save_merged,
+)
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.pretrained import (
     checkpoint_activations,
@@ -44,6 +55,7 @@ from rlvr_pl.pretrained import (
     load_policy,
     load_tokenizer,
     stop_token_ids,
+    tensor_shapes,
 )
 from rlvr_pl.randomness import evaluation_noise, rollout_noise
 from rlvr_pl.ranks import gather_over_ranks
@@ -52,7 +64,7 @@ from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
-from rlvr_pl.scoring import Layout, choose_layout
+from rlvr_pl.scoring import Layout, Scored, choose_layout
 from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 
@@ -116,7 +128,9 @@ class GroupPolicyModule(LightningModule):
         gradient_checkpointing: compute activations again in the backward pass rather than keep them.
         eval_temperature: 0 evaluates greedily.
         eval_samples: n, completions per question in evaluation; above 1 avg@n, pass@k and maj@n are logged too.
-        seed: of the sampling noise. The command line takes it from ``seed_everything``.
+        seed: of the sampling noise, and of an adapter's first weights. The command line takes it from
+            ``seed_everything``.
+        lora: train low-rank adapters beside the policy's weights, which stay as they are; null trains the weights.
     """
 
     def __init__(
@@ -143,9 +157,12 @@ class GroupPolicyModule(LightningModule):
         eval_temperature: float = 0.0,
         eval_samples: int = 1,
         seed: int = 0,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         find_model(policy)
+        if lora is not None:
+            lora.check()
         check_at_least(
             1,
             "model",
@@ -185,10 +202,11 @@ class GroupPolicyModule(LightningModule):
                 "sampled; set one or the other"
             )
         # Objects stay out of the checkpoint: it must load with weights_only.
-        self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler", "lr_schedule"])
+        self.save_hyperparameters(ignore=["loss", "rewards", "optimizer", "lr_scheduler", "lr_schedule", "lora"])
         self.save_hyperparameters({"objective": type(loss).__name__, "beta": loss.beta})
         self.automatic_optimization = False
         self.policy_name = policy
+        self.lora = lora
         self.loss = loss
         terms = [RewardTerm(correctness), RewardTerm(tag_format)] if rewards is None else rewards
         self.reward_sum = RewardSum(terms, reward_timeout_s)
@@ -210,7 +228,8 @@ class GroupPolicyModule(LightningModule):
         self.seed = seed
 
         self.policy: PreTrainedModel
-        self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints
+        self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints;
+        # empty with an adapter, without which the policy is the reference
         self.rollouts_done = 0
         self.completion_tokens = 0  # generated for training so far, over all ranks
         self.learning_rate = math.nan  # of the latest optimizer step
@@ -291,6 +310,15 @@ class GroupPolicyModule(LightningModule):
                 "Give it the tokenizer that it was trained with, or resize and save it (resize_token_embeddings)"
             )
 
+    def check_adapter(self) -> None:
+        """Refuse an adapter beside modules that the policy does not have.
+
+        Raises:
+            ConfigError: naming those that it has.
+        """
+        if self.lora is not None:
+            check_targets(self.lora, load_config(self.policy_name))
+
     def configure_model(self) -> None:
         """Load the policy, once."""
         if hasattr(self, "policy"):
@@ -298,9 +326,11 @@ class GroupPolicyModule(LightningModule):
         config = load_config(self.policy_name)
         self.tokenizer = load_tokenizer(self.policy_name)
         self.policy = load_policy(self.policy_name, config).train()
+        if self.lora is not None:
+            add_adapter(self.policy, self.lora, self.seed)
         if self.gradient_checkpointing:
             checkpoint_activations(self.policy)
-        if self.loss.needs_reference:
+        if self.loss.needs_reference and self.lora is None:
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
         self.stop_ids = stop_token_ids(self.policy, self.tokenizer)
 
@@ -329,8 +359,15 @@ class GroupPolicyModule(LightningModule):
         """How sequences are laid out for an update, chosen at the first one: policies are on their device by then."""
         return choose_layout(self.policy, *self.reference)
 
+    @property
+    def referees(self) -> Sequence[Scored]:
+        """What scores as the reference policy: none, the initial policy's copy, or the policy without its adapter."""
+        return [WithoutAdapter(self.policy)] if self.loss.needs_reference and self.lora is not None else self.reference
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.policy.parameters())
+        optimizer = self.optimizer_factory(
+            parameter for parameter in self.policy.parameters() if parameter.requires_grad
+        )
         scheduler = self._make_scheduler(optimizer)
         self.optimizer_settings = OptimizerSettings.of(optimizer, scheduler)
         return optimizer if scheduler is None else ([optimizer], [scheduler])
@@ -426,7 +463,7 @@ class GroupPolicyModule(LightningModule):
             minibatches,
             self.loss,
             self.policy,
-            self.reference,
+            self.referees,
             self.sampling.temperature,
             device=self.device,
             old_policy=self.old_policy,
@@ -593,6 +630,41 @@ class GroupPolicyModule(LightningModule):
             logger.log_metrics(values, step=self.rollouts_done)
         for name, value in values.items():
             self.log(name, value, logger=False, prog_bar=name in progress_bar, batch_size=1, rank_zero_only=False)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what a checkpoint holds: with an adapter, nothing else, for the rest is as it was loaded."""
+        state = super().state_dict(*args, **kwargs)
+        return state if self.lora is None else {key: tensor for key, tensor in state.items() if is_of_adapter(key)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take what :meth:`state_dict` returned.
+
+        Raises:
+            ConfigError: if it was written with another adapter, or with none.
+        """
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        check_same_adapter(state_dict, own)
+        return super().load_state_dict(state_dict, strict=strict and self.lora is None, assign=assign)
+
+    def checkpoint_shapes(self) -> dict[str, torch.Size]:
+        """List the tensors that a checkpoint holds, by name, without loading a weight."""
+        if self.lora is None:
+            shapes = tensor_shapes(self.policy_name)
+        else:
+            shapes = adapter_shapes(self.lora, load_config(self.policy_name))
+        return {f"policy.{name}": shape for name, shape in shapes.items()}
+
+    def export(self, folder: Path) -> None:
+        """Save the policy as a model folder with its tokenizer, an adapter merged in."""
+        self.tokenizer.save_pretrained(folder)
+        if self.lora is None:
+            self.policy.save_pretrained(folder)
+        else:
+            save_merged(self.policy, folder)
+
+    def export_adapter(self, folder: Path) -> None:
+        """Save the adapter by itself, in peft's format."""
+        self.policy.save_pretrained(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rollouts_done"] = self.rollouts_done

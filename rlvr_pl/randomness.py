@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # The first word of every key keeps the streams apart.
-_ROLLOUT, _EVALUATION, _PROMPT_ORDER, _HOLD_OUT = 1, 2, 3, 4
+_ROLLOUT, _EVALUATION, _PROMPT_ORDER, _HOLD_OUT, _ADAPTER = 1, 2, 3, 4, 5
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -52,3 +52,16 @@ def prompt_order(seed: int, epoch: int, size: int) -> np.ndarray:
 def hold_out(seed: int, size: int, count: int) -> set[int]:
     """Draw ``count`` of ``range(size)``: the rows of the train split that are kept for validation."""
     return set(_generator(_HOLD_OUT, seed).permutation(size)[:count].tolist())
+
+
+def adapter_start(seed: int, layer: int, rank: int, features: int) -> Tensor:
+    """Draw what an adapter's A starts from, (rank, features) float32, uniform within ±1 / √features, as peft's does.
+
+    Args:
+        seed: of the run.
+        layer: the number of the adapted layer.
+        rank: of the adapter.
+        features: that the layer takes.
+    """
+    uniforms = _generator(_ADAPTER, seed, layer).random((rank, features), dtype=np.float32)
+    return torch.from_numpy((2 * uniforms - 1) / np.float32(features) ** 0.5)

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.losses.kl import k3
-from rlvr_pl.scoring import Layout, Sequences, score
+from rlvr_pl.scoring import Layout, Scored, Sequences, score
 from rlvr_pl.types import LossInputs, LossOutput, Rollout, masked
 
 
@@ -171,8 +170,8 @@ class Update:
         self,
         minibatches: Sequence[Minibatch],
         loss: LossStrategy,
-        policy: PreTrainedModel,
-        references: Sequence[PreTrainedModel],
+        policy: Scored,
+        references: Sequence[Scored],
         temperature: float,
         device: torch.device,
         old_policy: OldPolicy = OldPolicy(),  # frozen
@@ -223,7 +222,7 @@ class Update:
         if not sampled or not self.stats.grad_norms:  # later the policy is another than the sampler's
             self.stats.add_mismatch(micro_batch, logprobs.detach())
 
-    def _logprobs(self, policy: PreTrainedModel, micro_batch: MicroBatch) -> Tensor:
+    def _logprobs(self, policy: Scored, micro_batch: MicroBatch) -> Tensor:
         """Score a micro-batch under π_old or π_ref: by the code and in the shapes of π_θ, and without its entropy."""
         return score(policy, micro_batch.sequences, self.temperature, with_entropy=False).logprobs
 

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from rlvr_pl.lora import LoRA, add_adapter
 from rlvr_pl.losses import GSPO
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import LeanEngine
@@ -32,6 +33,7 @@ from tests.helpers.plain_loop import (
     fixed_rollout,
     plain,
     prepare,
+    sgd,
     weights_of,
 )
 from tests.helpers.policies import tiny_model
@@ -144,6 +146,40 @@ def test_one_update_a_rollout_is_exactly_on_policy(model_folder: Path) -> None:
     )
     names = ("ratio_mean", "ratio_max", "clip_fraction_low", "clip_fraction_high", "kl")
     assert [fitted.logged[f"train/{name}"] for name in names] == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("objective", ["GRPO, beta", "GSPO"])
+def test_an_adapter_learns_what_the_plain_loop_teaches_it(objective: str, model_folder: Path) -> None:
+    """Which knows nothing of adapters: peft's own forward, and a second model for the reference policy."""
+    rollouts, lora = [fixed_rollout(seed) for seed in range(2)], LoRA(r=2, lora_alpha=16)
+    expected = plain(model_folder, OBJECTIVES[objective], max_grad_norm=None)
+    before = weights_of(expected.model)
+    add_adapter(expected.model, lora, seed=0)
+    expected.optimizer = sgd(p for p in expected.model.parameters() if p.requires_grad)
+    for rollout in rollouts:
+        expected.update(rollout, REWARDS, minibatches=2, epochs=2)
+    fitted = fit(
+        model_folder,
+        OBJECTIVES[objective].strategy,
+        rollouts=rollouts,
+        rewards=REWARDS * 2,
+        minibatches_per_rollout=2,
+        epochs_per_rollout=2,
+        max_grad_norm=None,
+        lora=lora,
+    )
+    assert_weights(fitted.weights, weights_of(expected.model), atol=5e-5)
+    learned = fitted.weights
+    assert all(torch.equal(learned.get(name, learned.get(_inside(name))), w) for name, w in before.items())
+    moved = max(weight.abs().max().item() for name, weight in learned.items() if "lora_B" in name)
+    assert moved > 0.01
+    assert fitted.module.reference == ()
+
+
+def _inside(name: str) -> str:
+    """Where a weight has gone that an adapter stands beside."""
+    layer, _, kind = name.rpartition(".")
+    return f"{layer}.base_layer.{kind}"
 
 
 # What is logged of a rollout

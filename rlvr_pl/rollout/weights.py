@@ -1,4 +1,4 @@
-"""The weights that the decoder reads: the policy's own tensors, or a copy of them in the compute dtype."""
+"""The weights that the decoder reads: the policy's own tensors, or a copy of them, with an adapter merged into it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.activations import ACT2FN
+
+from rlvr_pl.lora import is_adapted, merged_weight, why_not_merged
 
 _FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _LAYERS = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, type(ACT2FN["silu"]))
@@ -51,9 +53,17 @@ def why_not_covered(policy: PreTrainedModel) -> str | None:
         return "it has sliding-window layers"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act!r}"
+    inside = ""  # of an adapted layer
     for name, module in policy.named_modules():
+        if inside and name.startswith(inside):
+            continue
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{name or 'the model'} has a forward hook"
+        if is_adapted(module):
+            if reason := why_not_merged(module):
+                return f"{name} is {reason}"
+            inside = f"{name}."
+            continue
         if type(module) not in _LAYERS and type(module).__module__ != type(policy).__module__:
             return f"{name} is a {type(module).__name__}"
     for name, parameter in policy.named_parameters():
@@ -69,6 +79,9 @@ class DecoderWeights:
     the linear layers are copied, projections of one input fused, and :meth:`refresh` copies them again in place; the
     embedding and the norms stay the policy's own, as they do under autocast.
 
+    A layer that an adapter stands beside always has a copy: the adapter is merged into it, each time anew from the
+    policy's weight, to which nothing is ever written.
+
     Args:
         policy: a supported policy: :func:`why_not_covered` gives no reason.
         dtype: of the linear layers.
@@ -77,6 +90,7 @@ class DecoderWeights:
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._copies: list[tuple[Tensor, Tensor]] = []  # (of the copy, of the policy)
+        self._merged: list[tuple[Tensor, Any]] = []  # (of the copy, the adapted layer)
         body: Any = policy.model
         self.embedding: Tensor = body.embed_tokens.weight
         self.layers = [self._layer(layer) for layer in body.layers]
@@ -100,15 +114,33 @@ class DecoderWeights:
     def _linear(self, *modules: Any) -> Linear:
         sizes = tuple(m.out_features for m in modules)
         if modules[0].weight.dtype == self.dtype:
-            return Linear(tuple(m.weight for m in modules), tuple(m.bias for m in modules), sizes)
-        weight = self._fused([m.weight for m in modules], sizes)
-        biased = modules[0].bias is not None
-        return Linear((weight,), (self._fused([m.bias for m in modules], sizes) if biased else None,), sizes)
+            return Linear(tuple(self._own(m) for m in modules), tuple(m.bias for m in modules), sizes)
+        weight = self._empty(modules[0].weight, sum(sizes))
+        for part, module in zip(weight.split(sizes), modules, strict=True):
+            self._fill(part, module)
+        if modules[0].bias is None:
+            return Linear((weight,), (None,), sizes)
+        bias = self._empty(modules[0].bias, sum(sizes))
+        self._copies += zip(bias.split(sizes), [m.bias for m in modules], strict=True)
+        return Linear((weight,), (bias,), sizes)
 
-    def _fused(self, parts: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-        fused = torch.empty(sum(sizes), *parts[0].shape[1:], dtype=self.dtype, device=parts[0].device)
-        self._copies += zip(fused.split(sizes), parts, strict=True)
-        return fused
+    def _own(self, module: Any) -> Tensor:
+        """The module's own weight, where that is all that it multiplies by."""
+        if not is_adapted(module):
+            return module.weight
+        merged = self._empty(module.weight, module.out_features)
+        self._fill(merged, module)
+        return merged
+
+    def _empty(self, like: Tensor, features: int) -> Tensor:
+        return torch.empty(features, *like.shape[1:], dtype=self.dtype, device=like.device)
+
+    def _fill(self, target: Tensor, module: Any) -> None:
+        """Have each refresh write a module's weight to ``target``."""
+        if is_adapted(module):
+            self._merged.append((target, module))
+        else:
+            self._copies.append((target, module.weight))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -116,6 +148,8 @@ class DecoderWeights:
         if self._copies:
             targets, sources = zip(*self._copies, strict=True)
             torch._foreach_copy_(list(targets), list(sources))
+        for target, layer in self._merged:
+            target.copy_(merged_weight(layer))
 
 
 def addresses(policy: PreTrainedModel) -> list[int]:

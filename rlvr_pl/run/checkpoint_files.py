@@ -123,21 +123,21 @@ def check_architecture(checkpoint: dict[str, Any], shapes: dict[str, torch.Size]
 
     Args:
         checkpoint: as ``read_checkpoint`` gives it.
-        shapes: of the policy's tensors, by name.
+        shapes: of what the module keeps in a checkpoint, by name.
         path: the checkpoint's file.
         policy: the policy's name.
 
     Raises:
         ConfigError: naming the first tensor that differs.
     """
-    held = {name.removeprefix("policy."): tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+    held = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
     wanted = {name: tuple(shape) for name, shape in shapes.items()}
     differing = [name for name in {**wanted, **held} if held.get(name) != wanted.get(name)]
     if not differing:
         return
     there, here = (tensors.get(differing[0], "absent") for tensors in (held, wanted))
     raise ConfigError(
-        f"ckpt_path: {path} holds weights of another architecture than model.policy {policy!r}: {differing[0]} is "
+        f"ckpt_path: {path} holds weights of another architecture than model.policy {policy!r}: {differing[0].removeprefix('policy.')} is "
         f"{there} there and {here} here. Give the policy that it was trained from, "
         f"{checkpoint['hyper_parameters'].get('policy')!r}"
     )

@@ -8,6 +8,7 @@
         checkpoints/last.ckpt         to resume from, and previous.ckpt, the one before it; best.ckpt by val/accuracy
         evaluations/val-000020.jsonl  a record per question, after 20 rollouts
         best_model/                   the best checkpoint as a Hugging Face folder
+        best_adapter/                 its adapter alone, in peft's format, where there is one
         run.json                      how far the run is, what it has cost, and what it runs on
         run.lock                      who is at work on it
         output.log                    in a comparison: what that process has printed
@@ -25,7 +26,7 @@ EVENTS = "events.out.tfevents.*"
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 EVALUATIONS = "evaluations"
-BEST_MODEL = "best_model"
+BEST_MODEL, BEST_ADAPTER = "best_model", "best_adapter"
 RUN_FILE, RUN_LOCK = "run.json", "run.lock"
 OUTPUT = "output.log"
 

@@ -2,6 +2,6 @@
 
 from rlvr_pl.scoring.choice import choose_layout
 from rlvr_pl.scoring.layout import Layout, PackedGroups, PaddedRows, Sequences
-from rlvr_pl.scoring.score import TokenScores, score
+from rlvr_pl.scoring.score import Scored, TokenScores, score
 
-__all__ = ["Layout", "PackedGroups", "PaddedRows", "Sequences", "TokenScores", "choose_layout", "score"]
+__all__ = ["Layout", "PackedGroups", "PaddedRows", "Scored", "Sequences", "TokenScores", "choose_layout", "score"]

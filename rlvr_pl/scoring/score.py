@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlvr_pl.scoring.head import token_scores
 from rlvr_pl.scoring.layout import Sequences
 from rlvr_pl.scoring.take import take
+
+
+class Scored(Protocol):
+    """What scoring asks of a causal language model: its body, and its output embedding."""
+
+    @property
+    def base_model(self) -> Any: ...
+
+    def get_output_embeddings(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class TokenScores:
     entropy: Tensor | None  # of the next-token distribution in nats, without gradient, where it was asked for
 
 
-def score(policy: PreTrainedModel, sequences: Sequences, temperature: float, with_entropy: bool = True) -> TokenScores:
+def score(policy: Scored, sequences: Sequences, temperature: float, with_entropy: bool = True) -> TokenScores:
     """Compute the log-probabilities of the completion tokens under the tempered policy, and its entropy there.
 
     The body runs under whatever autocast is active. The output embedding and the softmax run in float32, for GSPO's
@@ -58,7 +66,7 @@ def score(policy: PreTrainedModel, sequences: Sequences, temperature: float, wit
     )
 
 
-def hidden_states(policy: PreTrainedModel, sequences: Sequences) -> Tensor:
+def hidden_states(policy: Scored, sequences: Sequences) -> Tensor:
     """Compute the hidden states that predict the completion tokens, (tokens, H)."""
     layout: dict[str, Any] = {}  # none for padded rows: pads stand on the right, where causal attention does not look
     if sequences.packing is not None:

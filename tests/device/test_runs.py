@@ -74,6 +74,19 @@ def test_fit_with_its_baseline_and_its_last_test(precision: str, beta: float, la
         assert (run / "best_model" / "config.json").is_file()
 
 
+def test_fit_with_an_adapter(large: str, tmp_path: Path) -> None:
+    """Merged into the copy that captured steps read; the reference is the policy without it."""
+    with simulated_gpu():
+        settings = {"trainer.precision": "bf16-mixed", "model.loss.beta": 0.04, "model.lora.r": 4}
+        main(arguments("fit", tmp_path, large, **settings, report_test="false"))
+        assert SimulatedCapture.captured > 0
+    run = tmp_path / "gspo" / "version_0"
+    scalars = read_scalars(run)
+    assert all(norm > 0 for norm in scalars["train/grad_norm"].values())
+    assert set(scalars["train/kl_ref"]) == {1, 2}
+    assert (run / "best_model" / "config.json").is_file()
+
+
 def test_resume_validate_test_and_predict(large: str, tmp_path: Path) -> None:
     with simulated_gpu():
         main(arguments("fit", tmp_path, large, **{"data.max_rollouts": 1}))

@@ -14,7 +14,7 @@ from rlvr_pl.compare.plan import Run
 from rlvr_pl.main import main
 from rlvr_pl.run.records import read_records
 from tests.helpers.paths import CONFIGS
-from tests.helpers.runs import read_scalars
+from tests.helpers.runs import last_state, read_scalars
 
 OBJECTIVES = {"grpo": "GRPO", "dr_grpo": "DrGRPO", "gspo": "GSPO"}
 GSPO_BAND = {"compare": (3e-4, 4e-4), "compare_embedded": (3e-3, 4e-3)}
@@ -50,7 +50,8 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[
 
 def test_every_configuration_is_run_here() -> None:
     names = {file.stem for file in CONFIGS.glob("*.yaml")}
-    assert names == {*OBJECTIVES, *COMPARISONS, *CONTROLS, "embedded", "published", "quickstart", "qwen_gsm8k"}
+    others = ("embedded", "lora", "published", "quickstart", "qwen_gsm8k")
+    assert names == {*OBJECTIVES, *COMPARISONS, *CONTROLS, *others}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -68,6 +69,14 @@ def test_objective_runs(name: str, policy: str, tmp_path: Path) -> None:
 def test_embedded_overlay_runs_any_objective(name: str, tmp_path: Path) -> None:
     main(small(tmp_path, name, "embedded"))
     assert set(read_scalars(tmp_path / name / "version_0")["train/reward"]) == {1, 2}
+
+
+def test_lora_overlay_trains_an_adapter(tmp_path: Path) -> None:
+    main(small(tmp_path, "quickstart", "lora"))
+    run = tmp_path / "quickstart" / "version_0"
+    assert set(read_scalars(run)["train/reward"]) == {1, 2}
+    assert all(".lora_" in key for key in last_state(run)["state_dict"])
+    assert (run / "best_adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
