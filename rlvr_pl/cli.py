@@ -49,6 +49,7 @@ PROGRAM = "python -m rlvr_pl"
 DEFAULT_LOSS = "GSPO"
 # Subcommands that are no method of a trainer, and have parsers of their own.
 OTHER_COMMANDS = {
+    "plan": "Say what a run needs before it has a GPU: memory, disk, arithmetic, time.",
     "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
     "report": "Write the report of a folder of runs, finished or not.",
 }

@@ -72,6 +72,8 @@ class LoRA:
         head = policy.get_output_embeddings()
         modules = policy.named_modules()
         linears = [name for name, module in modules if isinstance(module, nn.Linear) and module is not head]
+        if not linears:
+            raise ConfigError("model.lora: this policy has no linear layers to adapt; leave model.lora out")
         if self.target_modules is None:
             return linears
         chosen: set[str] = set()

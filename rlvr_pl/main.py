@@ -66,6 +66,10 @@ def _run(arguments: Sequence[str]) -> None:
         from rlvr_pl.report.command import report_command
 
         report_command(rest)
+    elif command == "plan":
+        from rlvr_pl.plan.command import plan_command
+
+        plan_command(rest)
     else:
         assert command not in OTHER_COMMANDS
         RLVRCommandLine(arguments)
@@ -76,6 +80,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "The dirpath has changed from .* `best_model_score`")  # another run's checkpoint
+    warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated")  # its successor is too new
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     transformers.utils.logging.disable_progress_bar()

@@ -2,12 +2,15 @@
 
 Weights, gradients, moments and the cache are counted. What a forward and a backward pass, a prefill and a decode step
 hold besides is found by running this project's own code for them on tensors that have shapes and no data, and noting
-what is alive: nothing has to be kept in step with the code by hand, and a policy of billions of weights takes seconds.
+what is alive: nothing has to be kept in step with the code by hand. Of a deep policy two shallow ones of its width are
+run, since layers are alike and each adds what the last one did.
 """
 
 from __future__ import annotations
 
+import copy
 import weakref
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rlvr_pl.lora import LoRA, add_adapter
 from rlvr_pl.pretrained import checkpoint_activations
 from rlvr_pl.rollout.decoder import Decoder
 from rlvr_pl.rollout.lean import PREFILL_TOKENS, whole_blocks
@@ -26,6 +30,11 @@ from rlvr_pl.rollout.sampling import choose_tokens
 from rlvr_pl.rollout.weights import DecoderWeights
 from rlvr_pl.scoring import PackedGroups, Sequences, score
 from rlvr_pl.scoring.attention import PACKED_GROUPS
+
+ACTIVATIONS, CACHE = "activations and logits", "cache of keys and values"
+# Parts of an update that no setting makes smaller but an adapter.
+WEIGHTS, MOMENTS, REFERENCE, GRADIENTS = "weights", "AdamW's moments", "reference policy", "gradients"
+STANDING = (WEIGHTS, MOMENTS, REFERENCE, GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ def estimate_memory(
     gradient_checkpointing: bool,
     reference: bool,
     release_rollout_memory: bool,
+    lora: LoRA | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of a training run with AdamW on one device.
 
@@ -98,28 +108,63 @@ def estimate_memory(
         prompt_tokens, completion_tokens: of the longest ones, of which a micro-batch is taken to consist.
         group_size, rollout_slots, micro_batch_tokens, gradient_checkpointing, release_rollout_memory: as the module's.
         reference: whether there is a reference policy.
+        lora: the adapters that learn in the weights' place, whose reference policy takes nothing.
     """
-    mixed = precision == "bf16-mixed"
-    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
-        policy = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
-        standing = {"weights": weights, "AdamW's moments": 2 * weights}
-        if reference:
-            standing["reference policy"] = weights
-        engine, at_work = _rollout(
-            policy, torch.bfloat16 if mixed else dtype, rollout_slots, prompt_tokens + completion_tokens, memory
+
+    def of(layers: int) -> MemoryEstimate:
+        mixed = precision == "bf16-mixed"
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
+            policy = AutoModelForCausalLM.from_config(_with_layers(config, layers), dtype=dtype).train()
+            if lora is not None:
+                add_adapter(policy, lora, seed=0)
+            weights = _bytes(policy.parameters())
+            learning = _bytes(p for p in policy.parameters() if p.requires_grad)
+            standing = {WEIGHTS: weights, MOMENTS: 2 * learning}
+            if reference and lora is None:
+                standing[REFERENCE] = weights
+            engine, at_work = _rollout(
+                policy, torch.bfloat16 if mixed else dtype, rollout_slots, prompt_tokens + completion_tokens, memory
+            )
+            if gradient_checkpointing:
+                checkpoint_activations(policy)
+            policy.set_attn_implementation(PACKED_GROUPS)
+            micro_batch = _micro_batch(group_size, prompt_tokens, completion_tokens, micro_batch_tokens)
+            update = _update(policy, mixed, micro_batch, memory)
+        kept = {} if release_rollout_memory else engine
+        return MemoryEstimate(
+            rollout={**standing, **engine, "prefill, decode step, sampling": at_work},
+            update={**standing, **kept, GRADIENTS: learning, ACTIVATIONS: update - learning},
         )
-        if gradient_checkpointing:
-            checkpoint_activations(policy)
-        policy.set_attn_implementation(PACKED_GROUPS)
-        micro_batch = _micro_batch(group_size, prompt_tokens, completion_tokens, micro_batch_tokens)
-        update = _update(policy, mixed, micro_batch, memory)
-    kept = {} if release_rollout_memory else engine
-    return MemoryEstimate(
-        rollout={**standing, **engine, "prefill, decode step, sampling": at_work},
-        update={**standing, **kept, "gradients": weights, "activations and logits": update - weights},
-    )
+
+    few, more = _LAYERS_RUN
+    layers = config.num_hidden_layers
+    return of(layers) if layers <= more else _continued(of(few), of(more), (layers - more) / (more - few))
+
+
+_LAYERS_RUN = 1, 2
+
+
+def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same policy, as deep as that."""
+    changed = copy.deepcopy(config)
+    changed.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:
+        changed.layer_types = config.layer_types[:layers]
+    return changed
+
+
+def _continued(low: MemoryEstimate, high: MemoryEstimate, times: float) -> MemoryEstimate:
+    """Add to ``high`` so many times what it has beyond ``low``."""
+
+    def of(less: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+        return {part: more[part] + round(times * (more[part] - less[part])) for part in more}
+
+    return MemoryEstimate(of(low.rollout, high.rollout), of(low.update, high.update))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @torch.no_grad()
@@ -137,7 +182,7 @@ def _rollout(
     decoder.prefill(torch.zeros(prompts, min(PREFILL_TOKENS, columns)).long(), torch.ones(prompts).long())
     logits = decoder.step(torch.zeros(slots).long(), torch.zeros(slots).long(), cache, columns)
     choose_tokens(logits, 1.0, torch.zeros(slots))
-    held = {"weights' copy for decoding": copied - start, "cache of keys and values": cached - copied}
+    held = {"weights' copy for decoding": copied - start, CACHE: cached - copied}
     return held, memory.peak - cached
 
 
@@ -153,9 +198,10 @@ def _micro_batch(group_size: int, prompt: int, completion: int, tokens: int) -> 
 
 
 def _update(policy: PreTrainedModel, mixed: bool, sequences: Sequences, memory: LiveMemory) -> int:
-    """The most that a micro-batch takes beside the weights: the second one, which meets the first one's gradients."""
+    """The most that a micro-batch takes beside the weights, if it meets the gradients of one before it."""
     start = memory.restart()
-    for _ in range(2):
-        with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
-            score(policy, sequences, 1.0).logprobs.sum().backward()
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
+        score(policy, sequences, 1.0).logprobs.sum().backward()
     return memory.peak - start

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from rlvr_pl.lora import (
     LoRA,
@@ -252,6 +252,13 @@ def test_without_peft_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None
         GroupPolicyModule("embedded", GRPO(), lora=LoRA())
     assert str(refused.value) == message
     GroupPolicyModule("embedded", GRPO())
+
+
+def test_a_policy_without_linear_layers_is_refused() -> None:
+    """GPT-2's are of a class of their own."""
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=64)
+    with pytest.raises(ConfigError, match=r"this policy has no linear layers to adapt; leave model\.lora out"):
+        check_targets(LoRA(), config)
 
 
 def test_targets_may_be_paths() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
+from rlvr_pl.lora import LoRA
 from rlvr_pl.main import main
 from rlvr_pl.memory import LiveMemory, MemoryEstimate, estimate_memory
 from rlvr_pl.module import GroupPolicyModule
@@ -92,6 +93,11 @@ def test_what_each_setting_adds() -> None:
     assert exact["weights' copy for decoding"] == 0, "it reads the policy's own"
     assert exact["cache of keys and values"] == pytest.approx(2 * base.rollout["cache of keys and values"], rel=0.01)
     assert 2 * changed(precision="bf16-true").update["weights"] == base.update["weights"]
+    adapter = 2 * 8 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128)) * 4
+    adapted = changed(lora=LoRA(r=8), reference=True)
+    assert adapted.update["weights"] - base.update["weights"] == adapted.update["gradients"] == adapter
+    assert adapted.rollout["AdamW's moments"] == 2 * adapter
+    assert "reference policy" not in adapted.update, "the policy without its adapter is the reference"
     without = changed(gradient_checkpointing=False).update["activations and logits"]
     assert without > base.update["activations and logits"]
 
@@ -116,16 +122,24 @@ class Phases(GroupPolicyModule):
 
 
 @pytest.mark.parametrize(
-    ("precision", "beta", "release", "checkpointing"),
+    ("precision", "beta", "release", "checkpointing", "rank"),
     [
-        ("32-true", 0.0, False, False),
-        ("bf16-mixed", 0.0, True, True),
-        ("bf16-mixed", 0.1, False, False),
-        ("bf16-true", 0.1, True, True),
+        ("32-true", 0.0, False, False, None),
+        ("bf16-mixed", 0.0, True, True, None),
+        ("bf16-mixed", 0.1, False, False, None),
+        ("bf16-true", 0.1, True, True, None),
+        ("bf16-mixed", 0.1, False, True, 16),
+        ("32-true", 0.0, False, False, 16),
     ],
 )
 def test_a_run_holds_what_was_estimated(
-    precision: str, beta: float, release: bool, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    beta: float,
+    release: bool,
+    checkpointing: bool,
+    rank: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy = make_tiny_policy(
         tmp_path / "policy", vocabulary=2000, hidden_size=96, head_dim=24, intermediate_size=256, num_hidden_layers=4
@@ -134,8 +148,11 @@ def test_a_run_holds_what_was_estimated(
     expected = estimate_memory(
         load_config(policy),
         **{**SETTINGS, **shared, "precision": precision, "reference": beta > 0, "group_size": 2},
+        lora=None if rank is None else LoRA(rank),
     )
     settings = {f"model.{key}": str(value).lower() for key, value in shared.items()}
+    if rank is not None:
+        settings["model.lora.r"] = str(rank)
     with LiveMemory() as memory:
         monkeypatch.setattr(Phases, "memory", memory, raising=False)
         monkeypatch.setattr("rlvr_pl.cli.GroupPolicyModule", Phases)
@@ -161,3 +178,5 @@ def test_a_run_holds_what_was_estimated(
         )
     assert Phases.rollout == pytest.approx(sum(expected.rollout.values()), rel=0.1)
     assert Phases.update_ == pytest.approx(sum(expected.update.values()), rel=0.1)
+    saved = (tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt").stat().st_size
+    assert saved == pytest.approx(3 * expected.update["gradients"], rel=0.15), "what learns, and two moments"
