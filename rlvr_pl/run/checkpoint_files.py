@@ -138,8 +138,9 @@ def check_architecture(checkpoint: dict[str, Any], shapes: dict[str, torch.Size]
     there, here = (tensors.get(differing[0], "absent") for tensors in (held, wanted))
     name = differing[0].removeprefix("policy.")
     raise ConfigError(
-        f"ckpt_path: {path} holds weights of another architecture than model.policy {policy!r}: {name} is {there} there "
-        f"and {here} here. Give the policy that it was trained from, {checkpoint['hyper_parameters'].get('policy')!r}"
+        f"ckpt_path: {path} holds weights of another architecture than model.policy {policy!r}: {name} is {there} "
+        f"there and {here} here. Give the policy that it was trained from, "
+        f"{checkpoint['hyper_parameters'].get('policy')!r}"
     )
 
 
