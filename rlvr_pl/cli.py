@@ -232,17 +232,20 @@ class RLVRCommandLine(LightningCLI):
             config.ckpt_path = str(self._checkpoint)
 
     def instantiate_classes(self) -> None:
-        """Make the module, the data module and the trainer; say in one line what cannot be made."""
+        """Make the module, the data module and the trainer; say in one line which class of the trainer's has failed."""
         try:
             super().instantiate_classes()
-        except (ConfigError, SystemExit):
-            raise
-        except (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError) as error:
+        except ValueError as error:
+            if isinstance(error, ConfigError) or "class_path" not in str(error):
+                raise
             raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the resume point last, since it holds the state of the best checkpoint's callback; write files whole."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError) as error:
+            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
             trainer.strategy.checkpoint_io = WholeFileCheckpoints()
         # Lightning would end at SIGTERM with status 0, and have ranks broadcast from inside a signal handler.
