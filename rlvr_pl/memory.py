@@ -142,7 +142,7 @@ def estimate_memory(
     return of(layers) if layers <= more else _continued(of(few), of(more), (layers - more) / (more - few))
 
 
-_LAYERS_RUN = 1, 2
+_LAYERS_RUN = 2, 3  # the first differs from the others: nothing is kept of a layer before it
 
 
 def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:

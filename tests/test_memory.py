@@ -102,6 +102,14 @@ def test_what_each_setting_adds() -> None:
     assert without > base.update["activations and logits"]
 
 
+def test_a_deep_policy_needs_what_shallow_ones_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**SETTINGS, "micro_batch_tokens": 500, "group_size": 2}
+    shape = qwen2(64, 128, 5, 4)
+    said = estimate_memory(shape, **settings)
+    monkeypatch.setattr("rlvr_pl.memory._LAYERS_RUN", (5, 6))  # all five are run
+    assert said == estimate_memory(shape, **settings)
+
+
 class Phases(GroupPolicyModule):
     """Notes the peak of each phase of its last training step."""
 
