@@ -83,7 +83,9 @@ def _length(name: str, given: int | None, longest: int) -> int:
 
 def print_run(run: PlannedRun, console: Console) -> None:
     """Print what is planned."""
-    shape = f"{type(run.policy).__name__}, {(run.body + run.head) / 1e9:.2f} billion weights in its products"
+    count = run.body + run.head
+    weights = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
+    shape = f"{type(run.policy).__name__}, {weights} weights in its products"
     adapter = f"; an adapter of {run.adapter / 1e6:.1f} million learns" if run.lora is not None else ""
     console.print(f"{shape}{adapter}. {run.precision}, devices: {run.devices}")
 
@@ -114,8 +116,8 @@ def print_storage(run: PlannedRun, console: Console) -> None:
     """Print files and the host's memory."""
     storage = count_storage(run)
     console.print(
-        f"disk: {size(storage.disk)} at most, for checkpoints of {size(storage.checkpoint)} (the last, the best and "
-        f"one that is being written) and {size(storage.exported)} of exported model"
+        f"disk: {size(storage.disk)} at most, for checkpoints of {size(storage.checkpoint)} (the last, the one "
+        f"before it, the best and one that is being written) and {size(storage.exported)} of exported model"
     )
     console.print(
         f"host memory beside the libraries': {size(storage.loading)} to load the policy, {size(storage.saving)} to "

@@ -12,7 +12,7 @@ class Storage:
     """In bytes.
 
     Attributes:
-        checkpoint: one of ``last.ckpt`` and ``best.ckpt``: what learns, and AdamW's two moments.
+        checkpoint: one of ``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``: what learns, and AdamW's two moments.
         exported: ``best_model/`` and, with an adapter, ``best_adapter/``.
         loading: host memory while the policy is loaded, which is done there in float32.
         saving: host memory while a checkpoint of a GPU is written, a tensor at a time.
@@ -27,8 +27,8 @@ class Storage:
 
     @property
     def disk(self) -> int:
-        """The most at a time: two checkpoints, one that is being written, and the exported model."""
-        return 3 * self.checkpoint + self.exported
+        """The most at a time: three checkpoints, one that is being written, and the exported model."""
+        return 4 * self.checkpoint + self.exported
 
 
 def count_storage(run: PlannedRun) -> Storage:

@@ -20,6 +20,7 @@ RUN_KEYS = (
     "data.seed",
     "model.seed",
     "ckpt_path",
+    "resume_point.allow_changes",
     "weights_only",
     "trainer.logger",
     "trainer.default_root_dir",
