@@ -16,12 +16,11 @@ def find_departures(study: Study) -> list[str]:
         return ["nothing in the folder says what was declared before the runs"]
     if not sound:
         return ["the declaration is not what its digest says: it was changed after it was made"]
-    done = study.runs[study.runs["state"] != "not started"]
     stated = {key: study.comparison.get(key) for key in ("metric", "checkpoint", "margin", "thresholds")}
     declared = {key: getattr(declaration, key) for key in stated} | {"thresholds": list(declaration.thresholds)}
     return [
         *_added_or_left_out("arm", study.arms, declaration.arms),
-        *_added_or_left_out("seed", sorted(set(done["seed"])), declaration.seeds),
+        *_added_or_left_out("seed", sorted(set(study.runs["seed"])), declaration.seeds),
         *(
             f"{key} was declared as {declared[key]} and is {stated[key]}"
             for key in stated

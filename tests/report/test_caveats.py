@@ -202,7 +202,7 @@ def test_what_was_not_declared_is_exploratory(sound: tuple[Study, Outcomes]) -> 
         ({"margin": 5.0}, "Margin was declared as 2.0 and is 5.0."),
         ({"checkpoint": "last"}, "Checkpoint was declared as best and is last."),
         ({"thresholds": [10.0]}, "Thresholds was declared as [] and is [10.0]."),
-        ({"seeds": [0, 1, 2, 3]}, ""),  # by the runs that are there, not by the list
+        ({"seeds": [0, 1, 2, 3]}, ""),  # by the runs that are there or planned, not by the list
     ],
 )
 def test_departures_from_the_declaration(change: dict[str, Any], said: str, sound: tuple[Study, Outcomes]) -> None:
