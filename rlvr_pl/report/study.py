@@ -125,13 +125,14 @@ def load_study(folder: Path) -> Study:
             problems.append(f"{run.row['path']}: has neither records nor events nor run.json; it is left out")
             continue
         if key in runs:
-            earlier = runs[key].row["path"]
-            problems.append(f"{earlier}: has the same arm and seed as {run.row['path']}; the later one is used")
-        problems += run.problems
-        runs[key] = run
+            runs[key], problem = _choose(runs[key], run)
+            problems.append(problem)
+        else:
+            runs[key] = run
+    problems += [problem for run in runs.values() for problem in run.problems]
     if not runs:
         raise ConfigError(
-            f"{str(folder)!r} contains no run of fit to report on (a folder with config.yaml and evaluations/*.jsonl). "
+            f"{str(folder)!r} contains no run of fit to report on (a folder with {CONFIG} or {RUN_FILE}). "
             "Give the folder that `compare` or `fit` wrote into"
         )
     planned = [(arm, seed) for arm in comparison.get("arms", {}) for seed in comparison.get("seeds", [])]
@@ -158,14 +159,28 @@ def _read_comparison(folder: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{error}; arms and seeds are taken from the folders"]
 
 
-def _run_folders(folder: Path) -> list[Path]:
-    """Every folder with a run in it, in an order in which version_10 comes after version_9; no trials of a tuning.
+def _choose(earlier: _RunTables, later: _RunTables) -> tuple[_RunTables, str]:
+    """Choose between two runs of one arm and seed: a finished one before others, a failed one last, else the later.
 
-    A folder that is called tuning is one if it is a comparison; else it is somebody's own, with runs like any other.
+    Returns:
+        The one to use, and the problem that names the other.
+    """
+    rank = {"failed": 0, "finished": 2}
+    ranks = [rank.get(run.row["state"], 1) for run in (earlier, later)]
+    used, other = (earlier, later) if ranks[0] > ranks[1] else (later, earlier)
+    reason = "the later one" if ranks[0] == ranks[1] else "the finished one" if 2 in ranks else "the one not failed"
+    return used, f"{other.row['path']}: has the same arm and seed as {used.row['path']}; {reason} is used"
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """Every folder with a run of fit in it, in an order in which version_10 comes after version_9; no tuning trials.
+
+    Only ``fit`` writes a configuration and run.json; test, validate and predict leave records alone. A folder that is
+    called tuning is one if it is a comparison; else it is somebody's own, with runs like any other.
     """
     found = []
     for path, names, files in os.walk(folder):
-        if CONFIG in files or RUN_FILE in files or EVALUATIONS in names:
+        if CONFIG in files or RUN_FILE in files:
             found.append(Path(path))
             names.clear()
         trials = TUNING if Path(path, TUNING, COMPARISON_FILE).is_file() else None

@@ -166,6 +166,43 @@ def test_of_two_runs_with_one_seed_the_later_is_used(tmp_path: Path) -> None:
     assert study.problems == ["A/version_9: has the same arm and seed as A/version_10; the later one is used"]
 
 
+@pytest.mark.parametrize(
+    ("states", "used", "reason"),
+    [
+        (("finished", "failed"), 0, "the finished one"),
+        (("finished", "training"), 0, "the finished one"),
+        (("failed", "finished"), 1, "the finished one"),
+        (("interrupted", "failed"), 0, "the one not failed"),
+        (("failed", "failed"), 1, "the later one"),
+    ],
+)
+def test_of_two_runs_with_one_seed_a_finished_one_is_used(
+    states: tuple[str, str], used: int, reason: str, tmp_path: Path
+) -> None:
+    for version, state in enumerate(states):
+        run = write_run(tmp_path, "A", 0, state={"state": state, "wall_seconds": version}, **SMALL)
+        run.rename(run.with_name(f"version_{version}"))
+    study = load_study(tmp_path)
+    assert study.runs["state"].tolist() == [states[used]]
+    assert study.runs["wall_seconds"].tolist() == [used]
+    assert study.problems == [f"A/version_{1 - used}: has the same arm and seed as A/version_{used}; {reason} is used"]
+
+
+def test_evaluations_by_themselves_are_no_runs(tmp_path: Path) -> None:
+    """What ``test``, ``validate`` and ``predict`` leave: records and events, neither configuration nor run.json."""
+    write_run(tmp_path, "gspo", 7, **SMALL).rename(tmp_path / "gspo/version_0")
+    for version, split in enumerate(("test", "val", "predict"), start=1):
+        write_evaluation(tmp_path / f"gspo/version_{version}", split, 4, [T, F])
+        write_scalars(tmp_path / f"gspo/version_{version}", {"test/accuracy": {4: 0.5}})
+    study = load_study(tmp_path)
+    assert study.problems == []
+    assert study.runs[["seed", "path"]].values.tolist() == [[7, "gspo/version_0"]]
+    with pytest.raises(
+        ConfigError, match=r"contains no run of fit to report on \(a folder with config.yaml or run.json"
+    ):
+        load_study(tmp_path / "gspo/version_1")
+
+
 def test_the_best_of_a_run_that_was_never_tested_is_the_first_best_on_val(tmp_path: Path) -> None:
     run = write_run(tmp_path, "A", 0, **SMALL)
     for file in (run / "run.json", *run.glob("evaluations/test-*")):
