@@ -9,7 +9,6 @@ import argparse
 import difflib
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from inspect import signature
 from pathlib import Path
@@ -137,7 +136,6 @@ class RLVRCommandLine(LightningCLI):
     datamodule: GSM8KDataModule
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
-        self._seconds = 0.0
         self._arguments = list(sys.argv[1:] if args is None else args)
         self._lock = RunLock()
         self._run_state = RecordRunState(self._lock)
@@ -296,7 +294,6 @@ class RLVRCommandLine(LightningCLI):
     # Around fit
 
     def before_fit(self) -> None:
-        self._seconds = time.perf_counter()
         if self.config.fit.ckpt_path is None:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
             if self.config.fit.report_test:
@@ -331,7 +328,7 @@ class RLVRCommandLine(LightningCLI):
             log_dir,
             objective=type(self.model.loss).__name__,
             best_rollout=best_rollout,
-            seconds=time.perf_counter() - self._seconds,
+            seconds=self._run_state.state.wall_seconds,
             rollouts=rollouts,
             tokens=tokens,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
@@ -80,9 +80,20 @@ class RolloutProgressBar(TQDMProgressBar):
         metrics.pop("v_num", None)
         return {name.removeprefix("train/"): value for name, value in metrics.items()}
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer, *_)
-        self.train_progress_bar.set_description("Rollouts")
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._count_from(cast(int, pl_module.rollouts_done))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._count_from(cast(int, pl_module.rollouts_done))
+
+    def _count_from(self, rollouts_done: int) -> None:
+        """Say how many rollouts there are; a resumed run begins inside its epoch, where Lightning says nothing."""
+        bar = self.train_progress_bar
+        bar.total = self.total_train_batches
+        bar.initial = bar.n = rollouts_done  # the rate, and what is left by it, are of what this process does
+        bar.set_description("Rollouts")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         super().on_train_batch_start(trainer, pl_module, *_)

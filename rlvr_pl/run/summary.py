@@ -96,7 +96,7 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
         log_dir: the run's folder.
         objective: the loss strategy's name.
         best_rollout: after how many rollouts the best checkpoint was taken.
-        seconds: wall-clock time of this call, evaluations included.
+        seconds: wall-clock time of the whole run, as run.json counts it.
         rollouts, tokens: trained on, over the whole run.
     """
     table = Table(title=f"{objective}: {rollouts} rollouts, {tokens:,} completion tokens, {seconds:.0f} s")

@@ -38,7 +38,7 @@ def unannotated_scheduler(optimizer):  # type: ignore[no-untyped-def]
 class Interrupt(Callback):
     """Asks the run to stop, by Ctrl-C or another signal, during a rollout or a phase around training."""
 
-    def __init__(self, during_rollout: int = 0, phase: str = "", signum: int = signal.SIGINT) -> None:
+    def __init__(self, during_rollout: int = 0, phase: str = "", signum: int = signal.SIGINT.value) -> None:
         self.during_rollout = during_rollout
         self.phase = phase
         self.signum = signum

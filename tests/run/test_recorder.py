@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvr_pl.main import main
+from rlvr_pl.run.display import RolloutProgressBar
 from rlvr_pl.run.state import RunState, read_run_state
 from tests.helpers.runs import PowerCut, read_scalars, tiny_run
 
@@ -43,7 +45,10 @@ def test_a_run_from_start_to_end(policy: str, tmp_path: Path) -> None:
     assert state.environment["hardware"].endswith("cores")
 
 
-def test_ctrl_c_and_resume_count_everything_once(policy: str, tmp_path: Path) -> None:
+def test_ctrl_c_and_resume_count_everything_once(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In run.json, in the table at the end and in the progress bar."""
     arguments = tiny_run(policy, tmp_path)
     interrupt = ["--trainer.callbacks=tests.helpers.runs.Interrupt", "--trainer.callbacks.during_rollout=4"]
     with pytest.raises(SystemExit):
@@ -51,9 +56,16 @@ def test_ctrl_c_and_resume_count_everything_once(policy: str, tmp_path: Path) ->
     run = tmp_path / "run" / "version_0"
     before = state_of(run)
     assert (before.state, before.rollouts_done, before.best_rollout) == ("interrupted", 4, None)
-    main([*arguments, "--ckpt_path=last"])
+    summaries: list[dict[str, Any]] = []
+    monkeypatch.setattr("rlvr_pl.cli.print_summary", lambda *_, **values: summaries.append(values))
+    monkeypatch.setattr("rlvr_pl.cli.make_progress_bar", RolloutProgressBar)  # as on a terminal
+    capsys.readouterr()
+    main([*arguments, "--ckpt_path=last", "--trainer.enable_progress_bar=true"])
     assert_whole(run)
     assert state_of(run).wall_seconds > before.wall_seconds
+    assert [summary["seconds"] for summary in summaries] == [state_of(run).wall_seconds]
+    bars = re.findall(r"Rollouts: .*?(\d+)/(\d+) \[", capsys.readouterr().out)
+    assert sorted(set(bars)) == [("4", "6"), ("5", "6"), ("6", "6")]
 
 
 def test_a_power_cut_counts_the_lost_rollout_once(policy: str, tmp_path: Path) -> None:
