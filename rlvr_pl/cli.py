@@ -34,10 +34,12 @@ from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_ch
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
 from rlvr_pl.run.display import SampleCompletions, make_progress_bar
 from rlvr_pl.run.ending import explained
+from rlvr_pl.run.environment import is_first_rank
 from rlvr_pl.run.files import whole_folder
-from rlvr_pl.run.folder import BEST_ADAPTER, BEST_MODEL, next_config_path
+from rlvr_pl.run.folder import BEST_ADAPTER, BEST_MODEL, CHECKPOINTS, next_config_path, next_run
 from rlvr_pl.run.lock import RunLock
 from rlvr_pl.run.optimizer import check_optimizer
+from rlvr_pl.run.place import Place, RunFolder, check_free, make_loggers, place_of, run_folder
 from rlvr_pl.run.recorder import RecordRunState
 from rlvr_pl.run.records import records_path
 from rlvr_pl.run.resume import choose_checkpoint
@@ -46,6 +48,7 @@ from rlvr_pl.types import ConfigError
 
 PROGRAM = "python -m rlvr_pl"
 DEFAULT_LOSS = "GSPO"
+_CANNOT_BE_MADE = (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError)
 # Subcommands that are no method of a trainer, and have parsers of their own.
 OTHER_COMMANDS = {
     "plan": "Say what a run needs before it has a GPU: memory, disk, arithmetic, time.",
@@ -122,9 +125,9 @@ class SaveWholeConfig(SaveConfigCallback):
         if self.already_saved or trainer.state.fn != "fit":
             return
         self.already_saved = True
-        log_dir = trainer.log_dir  # a collective: every rank must ask
-        if trainer.is_global_zero and log_dir is not None:
-            path = next_config_path(log_dir)
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and folder is not None:
+            path = next_config_path(folder)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False)
 
@@ -140,6 +143,8 @@ class RLVRCommandLine(LightningCLI):
         self._lock = RunLock()
         self._run_state = RecordRunState(self._lock)
         self._checkpoint: Path | None = None
+        self._place = Place(Path())  # of the configuration
+        self._folder = RunFolder()
         try:
             self._set_up_and_run()
         except BaseException as error:
@@ -201,6 +206,12 @@ class RLVRCommandLine(LightningCLI):
         parser.add_lightning_class_args(ResumePoint, "resume_point")
         parser.add_lightning_class_args(SampleCompletions, "samples")
         parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="the run's folder; by default a new version_N in the folder that the logger's save_dir and name say",
+        )
+        parser.add_argument(
             "--report_test",
             type=bool,
             default=True,
@@ -222,21 +233,39 @@ class RLVRCommandLine(LightningCLI):
             self.trainer_defaults["callbacks"].append(make_progress_bar())
         if self.subcommand == "fit":
             self.trainer_defaults["callbacks"].append(self._run_state)
+        self.trainer_defaults["callbacks"].append(self._folder)
+        self._place = place_of(config.run_dir, self.logger_settings())
+        resumed = None
         if config.get("ckpt_path") is not None:
-            logger = config.trainer.logger
-            settings = logger.init_args if hasattr(logger, "init_args") else {}
             budget = config.data.max_rollouts if self.subcommand == "fit" else None
-            self._checkpoint = choose_checkpoint(config.ckpt_path, settings, budget, self._lock)
+            self._checkpoint, resumed = choose_checkpoint(config.ckpt_path, self._place, budget, self._lock)
             config.ckpt_path = str(self._checkpoint)
+        if resumed is not None:
+            self._place = Place(resumed.parent, resumed.name)
+        elif config.run_dir is not None and self.subcommand == "fit":
+            check_free(Path(config.run_dir))
+        config.run_dir = None  # who repeats the run from its configuration wants another folder
+
+    def logger_settings(self) -> list[dict[str, Any]]:
+        """List what the configuration says of each logger; ``true`` stands for the default one."""
+        loggers = self.config[self.subcommand].trainer.logger
+        if loggers is None or loggers is True:
+            loggers = self.trainer_defaults["logger"]
+        loggers = [] if loggers is False else loggers if isinstance(loggers, list) else [loggers]
+        return [logger if isinstance(logger, dict) else logger.as_dict() for logger in loggers]
 
     def instantiate_classes(self) -> None:
         """Make the module, the data module and the trainer; say in one line which class of the trainer's has failed."""
+        trainer = self.config[self.subcommand].trainer
+        loggers, trainer.logger = trainer.logger, False  # they are made when the run has a folder
         try:
             super().instantiate_classes()
         except ValueError as error:
             if isinstance(error, ConfigError) or "class_path" not in str(error):
                 raise
-            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
+            raise explain(error, trainer.accelerator) from error
+        finally:
+            trainer.logger = loggers
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the resume point last, since it holds the state of the best checkpoint's callback; write files whole."""
@@ -260,6 +289,7 @@ class RLVRCommandLine(LightningCLI):
         self.check_data()
         if self._checkpoint is not None:
             self.check_checkpoint(self._checkpoint)
+        self.settle()
 
     @property
     def world_size(self) -> int:
@@ -267,9 +297,26 @@ class RLVRCommandLine(LightningCLI):
         return self.trainer.world_size
 
     def check_folders(self) -> None:
-        """Refuse loggers that could write nothing."""
-        for logger in self.trainer.loggers:
-            check_writable(Path(getattr(logger, "root_dir", None) or logger.save_dir or self.trainer.default_root_dir))
+        """Refuse a folder for the run in which nothing could be written."""
+        check_writable(self._place.run or self._place.runs)
+
+    def settle(self) -> None:
+        """Choose the run's folder, and have loggers and checkpoints lie in it."""
+        while self._folder.path is None:
+            folder = self._place.run or next_run(self._place.runs)
+            try:
+                self.trainer.loggers = make_loggers(self.logger_settings(), folder)
+            except _CANNOT_BE_MADE as error:
+                raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
+            try:
+                if is_first_rank():
+                    folder.mkdir(parents=True, exist_ok=self._place.run is not None)
+            except FileExistsError:  # of a run that has begun at the same time
+                continue
+            self._folder.path = folder
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self._folder.path / CHECKPOINTS)
 
     def check_data(self) -> None:
         """Load and check the data, and whether the policy has a position and an embedding for every token."""
@@ -314,10 +361,9 @@ class RLVRCommandLine(LightningCLI):
         else:
             self.model.load_state_dict(state["state_dict"])
             self.model.on_load_checkpoint(state)
-        place = self.trainer.log_dir  # a collective: every rank must ask
-        if not self.trainer.is_global_zero or place is None:
+        log_dir = run_folder(self.trainer)
+        if not self.trainer.is_global_zero or log_dir is None:
             return
-        log_dir = Path(place)
         with whole_folder(log_dir / BEST_MODEL) as folder:
             self.model.export(folder)
         if self.model.lora is not None:
@@ -346,11 +392,11 @@ class RLVRCommandLine(LightningCLI):
 
     def print_evaluation(self, stage: str) -> None:
         """Print what was found, and where its records lie."""
-        place = self.trainer.log_dir  # a collective: every rank must ask
-        if self.trainer.is_global_zero and place is not None:
+        folder = run_folder(self.trainer)
+        if self.trainer.is_global_zero and folder is not None:
             checkpoint = self.config[self.subcommand].get("ckpt_path")
             print_evaluation(
-                records_path(place, stage, self.model.rollouts_done),
+                records_path(folder, stage, self.model.rollouts_done),
                 stage,
                 policy=self.model.policy_name + (f", {checkpoint}" if checkpoint else ""),
             )
@@ -368,6 +414,9 @@ class _Rehearsal(RLVRCommandLine):
         return None  # type: ignore[return-value]
 
     def check_folders(self) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def check_data(self) -> None:

@@ -90,7 +90,7 @@ def explain(error: Exception, accelerator: str) -> ConfigError:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder for the logs in which nothing can be written; leaves nothing there.
+    """Refuse a folder for a run in which nothing can be written; leaves nothing there.
 
     Raises:
         ConfigError: naming it.
@@ -102,6 +102,6 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"trainer.logger: nothing can be written to {str(folder)!r} ({error.strerror}: {str(existing)!r}); "
-            "set its save_dir to a folder of yours"
+            f"run_dir: nothing can be written to {str(folder)!r} ({error.strerror}: {str(existing)!r}); "
+            "set it, or the logger's save_dir, to a folder of yours"
         ) from error

@@ -62,6 +62,7 @@ from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings
+from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
@@ -580,9 +581,9 @@ class GroupPolicyModule(LightningModule):
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, records)
             records = [record for part in gathered for record in part]
-        log_dir = self.trainer.log_dir
-        if self.trainer.is_global_zero and log_dir is not None:
-            write_records(records_path(log_dir, stage, self.rollouts_done), records)
+        folder = run_folder(self.trainer)
+        if self.trainer.is_global_zero and folder is not None:
+            write_records(records_path(folder, stage, self.rollouts_done), records)
 
     # Logs and checkpoints
 

@@ -93,8 +93,8 @@ def test_a_log_folder_is_tried(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         check_writable(tmp_path / "file" / "logs")
     assert str(error.value) == (
-        f"trainer.logger: nothing can be written to '{tmp_path}/file/logs' (Not a directory: '{tmp_path}/file'); "
-        "set its save_dir to a folder of yours"
+        f"run_dir: nothing can be written to '{tmp_path}/file/logs' (Not a directory: '{tmp_path}/file'); "
+        "set it, or the logger's save_dir, to a folder of yours"
     )
 
 

@@ -150,6 +150,7 @@ class Comparison:
         settings = {
             "seed_everything": run.seed + arm.pop(SEED_OFFSET, 0),
             "trainer.enable_progress_bar": False,
+            "run_dir": None,
             "trainer.logger": "lightning.pytorch.loggers.TensorBoardLogger",
             "trainer.logger.save_dir": str(run.folder.parents[1]),
             "trainer.logger.name": run.folder.parent.name,

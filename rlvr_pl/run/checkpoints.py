@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlvr_pl.run.display import hide_redone
 from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
+from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.signals import STOP, Interrupted, say
 from rlvr_pl.types import Diverged, PromptBatch, check_at_least
 
@@ -116,10 +117,11 @@ class ResumePoint(Checkpoint):
         Raises:
             Diverged: if a weight is not finite.
         """
-        assert trainer.log_dir is not None
+        folder = run_folder(trainer)
+        assert folder is not None
         if not all(torch.isfinite(weight).all() for weight in pl_module.parameters()):
             raise Diverged(f"the weights after rollout {pl_module.rollouts_done} are not finite, and are not saved")
-        trainer.save_checkpoint(Path(trainer.log_dir) / CHECKPOINTS / LAST, weights_only=False)
+        trainer.save_checkpoint(folder / CHECKPOINTS / LAST, weights_only=False)
 
 
 @rank_zero_only

@@ -19,6 +19,7 @@ RUN_KEYS = (
     "seed_everything",
     "data.seed",
     "model.seed",
+    "run_dir",
     "ckpt_path",
     "resume_point.allow_changes",
     "weights_only",

@@ -4,7 +4,7 @@
 
     lightning_logs/gspo/version_0/
         config.yaml                   the whole configuration; config-1.yaml, … of each time that it was resumed
-        events.out.tfevents.*         TensorBoard
+        events.out.tfevents.*         TensorBoard; csv/version_0, … of a CSV logger
         checkpoints/last.ckpt         to resume from, and previous.ckpt, the one before it; best.ckpt by val/accuracy
         evaluations/val-000020.jsonl  a record per question, after 20 rollouts
         best_model/                   the best checkpoint as a Hugging Face folder
@@ -77,6 +77,11 @@ def newer_runs(run: Path) -> list[Path]:
     """List the runs beside ``run`` that were begun after it."""
     folders = (folder for folder in run.parent.glob("version_*") if folder.is_dir())
     return sorted((folder for folder in folders if _version(folder) > _version(run)), key=_version)
+
+
+def next_run(runs: Path) -> Path:
+    """Name the folder of a run that is to begin: version_N, after all that are there."""
+    return runs / f"version_{max((_version(folder) for folder in runs.glob('version_*')), default=-1) + 1}"
 
 
 def _version(run: Path) -> int:

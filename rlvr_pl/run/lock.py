@@ -82,8 +82,8 @@ class RunLock:
             raise
         if self._descriptor is None:
             raise ConfigError(
-                f"another process is at work in {run}; wait until it ends, or leave --ckpt_path and "
-                "trainer.logger.version out to start a run of its own"
+                f"another process is at work in {run}; wait until it ends, or leave --ckpt_path, --run_dir "
+                "and trainer.logger.version out to start a run of its own"
             )
 
     def release(self) -> None:

@@ -17,6 +17,7 @@ from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.folder import RUN_FILE
 from rlvr_pl.run.lock import RunLock
 from rlvr_pl.run.optimizer import OptimizerSettings
+from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.signals import Interrupted
 from rlvr_pl.run.state import RunState, State
 from rlvr_pl.types import PromptBatch
@@ -42,11 +43,11 @@ class RecordRunState(Callback):
         self._earlier_seconds = 0.0  # wall-clock time before this process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank must ask
-        if self._path is not None or log_dir is None or not trainer.is_global_zero:
+        folder = run_folder(trainer)
+        if self._path is not None or folder is None or not trainer.is_global_zero:
             return
-        self._lock.take(Path(log_dir))
-        self._path = Path(log_dir) / RUN_FILE
+        self._lock.take(folder)
+        self._path = folder / RUN_FILE
         self.state.objective = type(pl_module.loss).__name__
         self.state.seed = pl_module.seed  # type: ignore[assignment]
         self.state.max_rollouts = trainer.datamodule.max_rollouts  # type: ignore[attr-defined]

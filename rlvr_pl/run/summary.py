@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rlvr_pl.evaluation import majority_ties, pass_at, passes
 from rlvr_pl.proportion import mean_interval
-from rlvr_pl.run.folder import BEST, BEST_MODEL, CHECKPOINTS, EVALUATIONS
+from rlvr_pl.run.folder import BEST, BEST_MODEL, CHECKPOINTS, EVALUATIONS, EVENTS
 from rlvr_pl.run.records import Record, read_records, records_path
 from rlvr_pl.run.terminal import make_console
 
@@ -127,4 +127,5 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
         "records": log_dir / EVALUATIONS,
     }.items():
         console.print(f"{name + ':':17}{place}", soft_wrap=True)
-    console.print(f"{'TensorBoard:':17}tensorboard --logdir {shlex.quote(str(log_dir))}", soft_wrap=True)
+    if any(log_dir.glob(EVENTS)):
+        console.print(f"{'TensorBoard:':17}tensorboard --logdir {shlex.quote(str(log_dir))}", soft_wrap=True)

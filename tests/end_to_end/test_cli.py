@@ -75,7 +75,7 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--trainer.strategy=none"], r"trainer: You selected an invalid strategy name: `strategy='none'`"),
         (
             ["--trainer.logger.save_dir=/proc/logs"],
-            r"trainer\.logger: nothing can be written to '/proc/logs/quickstart'",
+            r"run_dir: nothing can be written to '/proc/logs/quickstart'",
         ),
         (["--data.val_size=8192"], r"data\.val_size is 8192, but there are only 8192"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvr_pl.rewards import Completion
@@ -33,6 +34,33 @@ def text_length(completion: Completion) -> float:
 
 def unannotated_scheduler(optimizer):  # type: ignore[no-untyped-def]
     return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+
+class Diary(Logger):
+    """A logger of somebody's own, which takes ``name`` for a project, as wandb does."""
+
+    def __init__(self, save_dir: str = ".", name: str | None = None) -> None:
+        super().__init__()
+        self._save_dir = save_dir
+
+    @property
+    def name(self) -> str:
+        return "another project"
+
+    @property
+    def version(self) -> str:
+        return "3f9a"
+
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        with Path(self._save_dir, "diary.txt").open("a") as file:
+            file.write(f"{step} {sorted(metrics)[0]}\n")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 class Interrupt(Callback):

@@ -23,6 +23,7 @@ def test_a_nested_configuration_becomes_dotted_keys() -> None:
         ("data.seeds", False),
         ("data.split_seed", False),
         ("trainer.logger", True),
+        ("run_dir", True),
         ("trainer.logger.init_args.name", True),
         ("trainer.loggers", False),
         ("trainer.enable_progress_bar", True),

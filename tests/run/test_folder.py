@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvr_pl.run.folder import find_checkpoint, newest_config, next_config_path
+from rlvr_pl.run.folder import find_checkpoint, newest_config, next_config_path, next_run
 from rlvr_pl.types import ConfigError
 
 
@@ -52,6 +52,13 @@ def test_a_path_is_that_file(tmp_path: Path) -> None:
     assert find_checkpoint(str(mine), tmp_path) == mine
     with pytest.raises(ConfigError, match=r"there is no file .*absent\.ckpt"):
         find_checkpoint(str(tmp_path / "absent.ckpt"), tmp_path)
+
+
+def test_a_new_run_comes_after_all_that_are_there(tmp_path: Path) -> None:
+    assert next_run(tmp_path / "absent") == tmp_path / "absent" / "version_0"
+    for name in ("version_2", "version_10", "version_old", "seed_11"):
+        (tmp_path / name).mkdir()
+    assert next_run(tmp_path) == tmp_path / "version_11"
 
 
 def test_each_start_in_a_folder_has_a_config_of_its_own(tmp_path: Path) -> None:

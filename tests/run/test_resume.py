@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlvr_pl.run.lock import RunLock, is_locked
+from rlvr_pl.run.place import Place
 from rlvr_pl.run.resume import choose_checkpoint
 from rlvr_pl.run.state import RunState
 from rlvr_pl.types import ConfigError
@@ -25,11 +26,10 @@ def make_run(folder: Path, **state: Any) -> Path:
     return folder
 
 
-def choose(name: str, folder: Path, budget: int | None = 6, **logger: Any) -> tuple[Path, dict[str, Any]]:
-    settings = {"save_dir": str(folder), "name": "run", "version": None, **logger}
+def choose(name: str, folder: Path, budget: int | None = 6, version: str | None = None) -> tuple[Path, Path | None]:
     lock = RunLock()
     try:
-        return choose_checkpoint(name, settings, budget, lock), settings
+        return choose_checkpoint(name, Place(folder / "run", version), budget, lock)
     finally:
         lock.release()
 
@@ -38,9 +38,9 @@ def test_last_goes_on_in_its_folder_and_names_the_run(tmp_path: Path, caplog: py
     run = make_run(tmp_path / "run" / "version_0", state="interrupted", rollouts_done=3)
     (tmp_path / "run" / "version_1").mkdir()
     with caplog.at_level(logging.INFO):
-        checkpoint, logger = choose("last", tmp_path)
+        checkpoint, resumed = choose("last", tmp_path)
     assert checkpoint == run / "checkpoints" / "last.ckpt"
-    assert logger["version"] == "version_0"
+    assert resumed == run
     assert caplog.messages == [f"Going on with {run} (version_1, begun later, has no checkpoint to go on from)"]
     assert (run / "run.lock").exists()
     assert not is_locked(run / "run.lock")
@@ -49,16 +49,15 @@ def test_last_goes_on_in_its_folder_and_names_the_run(tmp_path: Path, caplog: py
 def test_a_folder_is_the_run_that_is_meant(tmp_path: Path) -> None:
     for version in (0, 1):
         make_run(tmp_path / "run" / f"version_{version}")
-    _, logger = choose(str(tmp_path / "run" / "version_0"), tmp_path, sub_dir=None)
-    assert (logger["save_dir"], logger["name"], logger["version"]) == (str(tmp_path), "run", "version_0")
-    checkpoint, logger = choose("last", tmp_path, version=0)
-    assert (checkpoint.parents[1].name, logger["version"]) == ("version_0", "version_0")
+    run = tmp_path / "run" / "version_0"
+    assert choose(str(run), tmp_path)[1] == run
+    assert choose("last", tmp_path, version="version_0") == (run / "checkpoints" / "last.ckpt", run)
 
 
 def test_a_file_begins_a_run_of_its_own(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run" / "version_0", state="finished", rollouts_done=6)
     file = run / "checkpoints" / "last.ckpt"
-    assert choose(str(file), tmp_path) == (file, {"save_dir": str(tmp_path), "name": "run", "version": None})
+    assert choose(str(file), tmp_path) == (file, None)
     assert not (run / "run.lock").exists()
 
 
@@ -68,8 +67,8 @@ def test_a_finished_run_is_not_gone_on_with_unless_there_is_more_to_do(tmp_path:
         choose("last", tmp_path)
     with pytest.raises(ConfigError, match="is finished"):  # as a comparison names it
         choose(str(run / "checkpoints" / "last.ckpt"), tmp_path, version="version_0")
-    assert choose("last", tmp_path, budget=7)[1]["version"] == "version_0"
-    assert choose("last", tmp_path, budget=None)[1]["version"] is None, "test and validate write elsewhere"
+    assert choose("last", tmp_path, budget=7)[1] == run
+    assert choose("last", tmp_path, budget=None)[1] is None, "test and validate write elsewhere"
 
 
 def test_a_damaged_checkpoint_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

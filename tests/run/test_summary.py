@@ -59,6 +59,10 @@ def test_the_summary_prints_any_folder_as_it_is(tmp_path: Path, capsys: pytest.C
     print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1)
     lines = capsys.readouterr().out.splitlines()
     assert f"logs:            {folder}" in lines
+    assert "TensorBoard:" not in "".join(lines), "it has nothing to show"
+    (folder / "events.out.tfevents.1").touch()
+    print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1)
+    lines = capsys.readouterr().out.splitlines()
     assert f"TensorBoard:     tensorboard --logdir '{folder}'" in lines
 
 
