@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=32)
     prompts = parser.parse_args().prompts
-    data = GSM8KDataModule("embedded")
+    data = GSM8KDataModule("embedded", tokenizer="embedded")
     data.setup()
     questions = data.questions["train"][:prompts]
     tokenizer = load_tokenizer("embedded")

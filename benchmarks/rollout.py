@@ -78,7 +78,7 @@ def gsm8k_prompts(count: int, vocabulary: int) -> list[list[int]]:
 def embedded_cases() -> list[Case]:
     policy = load_policy("embedded", load_config("embedded")).eval()
     stops = list(stop_token_ids(policy, load_tokenizer("embedded")))
-    data = GSM8KDataModule("embedded")
+    data = GSM8KDataModule("embedded", tokenizer="embedded")
     data.setup()
     train = [list(q.prompt_ids) for q in data.questions["train"][:16]]
     test = [list(q.prompt_ids) for q in sorted(data.questions["test"], key=lambda q: -len(q.prompt_ids))]

@@ -17,6 +17,7 @@ One training step, and who does what in it::
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -57,7 +59,7 @@ from rlvr_pl.pretrained import (
     stop_token_ids,
     tensor_shapes,
 )
-from rlvr_pl.randomness import evaluation_noise, rollout_noise
+from rlvr_pl.randomness import evaluation_noise, rollout_noise, seed_or_global
 from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
@@ -68,6 +70,8 @@ from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
 from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
+
+_MAX_EPOCHS_UNSET = 1000  # what Lightning's trainer takes where it is given no limit
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -129,8 +133,8 @@ class GroupPolicyModule(LightningModule):
         gradient_checkpointing: compute activations again in the backward pass rather than keep them.
         eval_temperature: 0 evaluates greedily.
         eval_samples: n, completions per question in evaluation; above 1 avg@n, pass@k and maj@n are logged too.
-        seed: of the sampling noise, and of an adapter's first weights. The command line takes it from
-            ``seed_everything``.
+        seed: of the sampling noise, and of an adapter's first weights; null takes that of ``seed_everything``, and 0
+            where it was not called.
         lora: train low-rank adapters beside the policy's weights, which stay as they are; null trains the weights.
     """
 
@@ -157,10 +161,11 @@ class GroupPolicyModule(LightningModule):
         gradient_checkpointing: bool = False,
         eval_temperature: float = 0.0,
         eval_samples: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         lora: LoRA | None = None,
     ) -> None:
         super().__init__()
+        seed = seed_or_global(seed)  # before the hyperparameters are saved: a checkpoint holds the number
         find_model(policy)
         if lora is not None:
             lora.check()
@@ -243,8 +248,26 @@ class GroupPolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot run, before any weight is loaded."""
-        if stage == "fit" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+        if stage != "fit":
+            return
+        self.take_one_epoch()
+        if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             self.check_division(self.trainer.datamodule.prompts_per_rollout, self.trainer.world_size)  # type: ignore[attr-defined]
+
+    def take_one_epoch(self) -> None:
+        """Have the trainer stop after one epoch, which is the whole run: a second one would do its rollouts again.
+
+        Raises:
+            ConfigError: if the trainer was given another limit.
+        """
+        loop = self.trainer.fit_loop
+        if loop.max_epochs == _MAX_EPOCHS_UNSET and loop.max_steps == -1:
+            loop.max_epochs = 1
+        elif (loop.max_epochs, loop.max_steps) != (1, -1) and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"the trainer has max_epochs {loop.max_epochs} and max_steps {loop.max_steps}; the budget is counted "
+                "in rollouts: give it max_epochs=1 and no max_steps, and set the data module's max_rollouts"
+            )
 
     def check_division(self, prompts_per_rollout: int, world_size: int) -> None:
         """Refuse a rollout whose minibatches would not hold whole groups, as many on each rank.
@@ -666,6 +689,23 @@ class GroupPolicyModule(LightningModule):
     def export_adapter(self, folder: Path) -> None:
         """Save the adapter by itself, in peft's format."""
         self.policy.save_pretrained(folder)
+
+    @_restricted_classmethod  # Lightning's, which refuses to be called on an instance
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Make a module with the settings and the weights of a checkpoint.
+
+        Objects are no part of a checkpoint: the objective has to be named again, and with LoRA ``lora``. Rewards,
+        optimizer and schedule are the defaults where they are not named.
+
+        Raises:
+            ConfigError: if the objective or the adapter is not named.
+        """
+        if "loss" not in kwargs and "loss" in inspect.signature(cls).parameters:
+            raise ConfigError(
+                "load_from_checkpoint: a checkpoint holds no objective; name it again: "
+                f"{cls.__name__}.load_from_checkpoint({str(checkpoint_path)!r}, loss=GSPO())"
+            )
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rollouts_done"] = self.rollouts_done

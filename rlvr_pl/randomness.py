@@ -8,6 +8,7 @@ disturb training, and every objective of a comparison sees the same noise.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,6 +25,11 @@ def _generator(*key: int) -> np.random.Generator:
 
 def _uniforms(keys: Iterable[tuple[int, ...]], tokens: int) -> Tensor:
     return torch.from_numpy(np.stack([_generator(*key).random(tokens, dtype=np.float32) for key in keys]))
+
+
+def seed_or_global(seed: int | None) -> int:
+    """Return a seed as it is given; for None that of Lightning's ``seed_everything``, or 0 where it was not called."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
 
 def rollout_noise(seed: int, rollout: int, prompts: Sequence[int], group_size: int, tokens: int) -> Tensor:

@@ -12,7 +12,7 @@ from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt, warn_if_plain
 from rlvr_pl.data.questions import BadRows, build_questions, warn_if_alike
 from rlvr_pl.data.sources import DataSource, find_source
 from rlvr_pl.pretrained import load_tokenizer
-from rlvr_pl.randomness import hold_out
+from rlvr_pl.randomness import hold_out, seed_or_global
 from rlvr_pl.types import ConfigError, Question, check_at_least
 
 
@@ -26,8 +26,8 @@ class GSM8KDataModule(LightningDataModule):
     Args:
         source: ``openai/gsm8k`` or another hub id; the path of a .jsonl or .parquet file, of a folder with train and
             test files, or of a saved dataset; ``embedded``, generated problems; or a data source of your own.
-        tokenizer: the model whose tokenizer and chat template make the prompts. The command line takes it from
-            ``model.policy``.
+        tokenizer: the model whose tokenizer and chat template make the prompts; null takes that of the policy which
+            the trainer trains.
         system_prompt: what the chat template's system turn says; empty leaves the turn out.
         chat_template: false writes prompts in a plain form, without the tokenizer's chat template.
         prompts_per_rollout: B over all ranks; each gets ``model.group_size`` completions.
@@ -39,14 +39,14 @@ class GSM8KDataModule(LightningDataModule):
         bad_rows: ``refuse`` stops at rows that cannot be used and names them, ``drop`` leaves them out and says so.
         cluster: a field of the rows that says which questions belong together, such as the passage that they are
             about. Questions of one cluster are no independent evidence, and the report's intervals take them together.
-        seed: of the prompt order. The command line takes it from ``seed_everything``.
+        seed: of the prompt order; null takes that of ``seed_everything``, and 0 where it was not called.
         split_seed: of the hold-out; the same for all runs, so that their validation questions are the same.
     """
 
     def __init__(
         self,
         source: str | DataSource = "openai/gsm8k",
-        tokenizer: str = "embedded",
+        tokenizer: str | None = None,
         system_prompt: str = SYSTEM_PROMPT,
         chat_template: bool = True,
         prompts_per_rollout: int = 32,
@@ -56,10 +56,11 @@ class GSM8KDataModule(LightningDataModule):
         max_prompt_tokens: int = 512,
         bad_rows: BadRows = "refuse",
         cluster: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         split_seed: int = 0,
     ) -> None:
         super().__init__()
+        seed = seed_or_global(seed)
         check_at_least(
             1,
             "data",
@@ -83,12 +84,18 @@ class GSM8KDataModule(LightningDataModule):
         self.seed = seed
         self.split_seed = split_seed
         self.questions: dict[str, list[Question]] = {}
+        self._encoded_for: str | None = None  # whose tokenizer made the prompts of these questions
 
     def setup(self, stage: str | None = None) -> None:
-        """Load all splits, check and tokenize them, once."""
-        if self.questions:
+        """Load all splits, check and tokenize them, once.
+
+        Raises:
+            ConfigError: if the data cannot be used, or it is open whose tokenizer makes the prompts.
+        """
+        name = self.tokenizer_name or self._name_of_policy()
+        if name == self._encoded_for:
             return
-        tokenizer = load_tokenizer(self.tokenizer_name)
+        tokenizer = load_tokenizer(name)
         if self.chat_template:
             warn_if_plain(tokenizer)
 
@@ -116,6 +123,17 @@ class GSM8KDataModule(LightningDataModule):
         warn_if_alike(test)
         train, val = self._hold_out(train, self.split_seed)
         self.questions = {"train": train, "val": val, "test": test}
+        self._encoded_for = name
+
+    def _name_of_policy(self) -> str:
+        """Name the policy that the trainer trains."""
+        name = None if self.trainer is None else getattr(self.trainer.lightning_module, "policy_name", None)
+        if name is None:
+            raise ConfigError(
+                "data.tokenizer is not given, and there is no policy to take it from: the trainer has no "
+                "GroupPolicyModule. Name the policy, as in GSM8KDataModule(tokenizer='Qwen/Qwen2.5-1.5B-Instruct')"
+            )
+        return str(name)
 
     def _hold_out(self, questions: list[Question], seed: int) -> tuple[list[Question], list[Question]]:
         """Split off ``val_size`` questions: (kept, held out)."""

@@ -40,7 +40,9 @@ class Sums:
 
 
 def make(source: Any = None, **settings: Any) -> GSM8KDataModule:
-    data = GSM8KDataModule(source=source or Sums(), **{"val_size": 8, "prompts_per_rollout": 4, **settings})
+    data = GSM8KDataModule(
+        source=source or Sums(), **{"tokenizer": "embedded", "val_size": 8, "prompts_per_rollout": 4, **settings}
+    )
     data.setup()
     return data
 
@@ -186,7 +188,7 @@ def test_defaults() -> None:
     data = GSM8KDataModule()
     assert isinstance(data.source, HubDataset)
     assert (data.source.path, data.source.name) == ("openai/gsm8k", "main")
-    assert (data.system_prompt, data.tokenizer_name) == (SYSTEM_PROMPT, "embedded")
+    assert (data.system_prompt, data.tokenizer_name) == (SYSTEM_PROMPT, None)
 
 
 def test_the_embedded_problems() -> None:
@@ -264,7 +266,7 @@ def test_each_rank_gets_its_share() -> None:
 def test_two_ranks_hold_out_the_same_questions() -> None:
     splits = []
     for rank in range(2):
-        data = GSM8KDataModule(Sums(), val_size=8)
+        data = GSM8KDataModule(Sums(), tokenizer="embedded", val_size=8)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
         data.setup()
         splits.append(data.questions)

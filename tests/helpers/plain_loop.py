@@ -148,6 +148,7 @@ def prepare(
         group_size=GROUP,
         max_completion_tokens=T_MAX,
         temperature=TEMPERATURE,
+        seed=0,
         **settings,
     )
     module.configure_model()
