@@ -46,7 +46,7 @@ from rlvr_pl.run.resume import choose_checkpoint
 from rlvr_pl.run.summary import print_evaluation, print_summary
 from rlvr_pl.types import ConfigError
 
-PROGRAM = "python -m rlvr_pl"
+PROGRAM = "rlvr_pl" if Path(sys.argv[0]).stem == "rlvr_pl" else "python -m rlvr_pl"  # how this process was started
 DEFAULT_LOSS = "GSPO"
 _CANNOT_BE_MADE = (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError)
 # Subcommands that are no method of a trainer, and have parsers of their own.

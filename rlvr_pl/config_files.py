@@ -1,11 +1,14 @@
-"""Configuration files that name the file they change: ``base: recipe.yaml``.
+"""Configuration files: those that come with the package by name, and those that name the file they change.
 
-``fit --config grpo.yaml`` is then ``fit --config recipe.yaml --config grpo.yaml``, so that a file which only swaps the
-objective holds nothing but the objective, and is whole by itself for whoever types its name.
+Where grpo.yaml says ``base: recipe.yaml``, ``fit --config grpo.yaml`` is
+``fit --config recipe.yaml --config grpo.yaml``, so that a file which only swaps the objective holds nothing but the
+objective, and is whole by itself for whoever types its name.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +18,51 @@ from rlvr_pl.types import ConfigError
 
 BASE = "base"
 _FLAGS = ("--config", "-c")
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+_PACKAGE = Path(__file__).parent
+
+
+def shipped_configs() -> dict[str, Path]:
+    """List the configuration files that come with the package, by name: the installed ones, or the checkout's."""
+    installed = _PACKAGE / "configs"
+    folder = installed if installed.is_dir() else _PACKAGE.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(value: str) -> str:
+    """Find the file that ``--config`` stands for: the one at that path, or one that comes with the package.
+
+    Args:
+        value: a path, or a name such as ``gspo``. What looks like no name is left for the parser as it is.
+
+    Raises:
+        ConfigError: if no configuration has that name.
+    """
+    if not _NAME.fullmatch(value) or Path(value).is_file():
+        return value
+    shipped = shipped_configs()
+    if value not in shipped:
+        close = difflib.get_close_matches(value, shipped)
+        raise ConfigError(
+            f"--config {value}: there is no such file, and no configuration of that name comes with rlvr_pl. "
+            + (f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(shipped)}")
+        )
+    return str(shipped[value])
+
+
+def find_base(name: str, folder: Path) -> str:
+    """Find a configuration that a comparison file names.
+
+    Args:
+        name: a path from the comparison file's folder, the name of one that comes with the package, or a path from
+            the current folder; the first of these that is there.
+        folder: of the comparison file.
+
+    Returns:
+        What ``fit --config`` takes for it: the path, or the name as it is.
+    """
+    beside = folder / name
+    return str(beside) if beside.is_file() else name
 
 
 def expand_bases(arguments: Sequence[str]) -> list[str]:
@@ -28,7 +76,8 @@ def expand_bases(arguments: Sequence[str]) -> list[str]:
         The same arguments; a file that has a base is replaced by that and by what else the file says, as YAML.
 
     Raises:
-        ConfigError: if a base is not there, is no path, or leads back to itself; or if a file is a comparison's.
+        ConfigError: if a base is not there, is no path, or leads back to itself; if a file is a comparison's; or if no
+            configuration has the name that is given.
     """
     expanded: list[str] = []
     for argument in arguments:
@@ -38,7 +87,7 @@ def expand_bases(arguments: Sequence[str]) -> list[str]:
         elif flag not in _FLAGS or not equals:
             expanded.append(argument)
             continue
-        expanded += [f"{flag}={config}" for config in _configs(value, ())]
+        expanded += [f"{flag}={config}" for config in _configs(find_config(value), ())]
     return expanded
 
 
@@ -57,9 +106,12 @@ def _configs(value: str, above: tuple[Path, ...]) -> Iterator[str]:
     name = config.pop(BASE)
     if not isinstance(name, str):
         raise ConfigError(
-            f"{file}: base is {name!r}; it must be the path of one configuration file, from this one's folder"
+            f"{file}: base is {name!r}; it must be the path of one configuration file, from this one's folder, or the "
+            "name of one that comes with rlvr_pl"
         )
     base = file.parent / name
+    if not base.is_file():
+        base = shipped_configs().get(name, base)
     if not base.is_file():
         raise ConfigError(f"{file}: base is {name!r}, but there is no file {str(base)!r}")
     chain = (*above, file)

@@ -84,7 +84,7 @@ def explain(error: Exception, accelerator: str) -> ConfigError:
     if "backend found" in reason or "accelerator can not be found" in reason:
         return ConfigError(
             f"trainer.accelerator is {accelerator}, which this machine does not have ({reason}). On a CPU, add "
-            "--config configs/embedded.yaml to run the embedded default, or --trainer.accelerator cpu"
+            "--config embedded to run the embedded default, or --trainer.accelerator cpu"
         )
     return ConfigError(f"trainer: {reason}")
 

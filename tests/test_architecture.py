@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cpu_attention": set(),
     "proportion": set(),
     "schedule": {"types"},
+    "version": set(),
     "losses": {"types"},
     "rewards": {"types"},
     "lora": {"types", "randomness"},
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"rewards"},
     "update": {"types", "losses", "scoring"},
     "ranks": {"types"},
-    "run": {"types", "proportion", "rollout", "evaluation"},
+    "run": {"types", "proportion", "version", "rollout", "evaluation"},
     "module": {
         *("types", "randomness", "losses", "rewards", "pretrained", "lora"),
         *("scoring", "rollout", "evaluation", "update", "ranks", "run", "schedule"),
@@ -46,9 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"types", "losses", "lora", "data", "pretrained", "run", "module", "config_files", "lightning_settings"},
     "plan": {"types", "lora", "pretrained", "rollout", "memory", "run", "cli"},
     "report": {"types", "proportion", "rewards", "data", "run", "cli"},
-    "compare": {"types", "run", "cli", "report"},
+    "compare": {"types", "config_files", "run", "cli", "report"},
     "main": {"types", "run", "cli", "plan", "report", "compare"},
-    "__main__": {"run", "main"},
+    "__main__": {"version", "run", "main"},
     "embedded": {"data", "pretrained", "report", "rollout", "run", "types"},
 }
 

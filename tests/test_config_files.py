@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rlvr_pl import config_files
 from rlvr_pl.cli import resolve
-from rlvr_pl.config_files import expand_bases
+from rlvr_pl.config_files import expand_bases, find_base, find_config
 from rlvr_pl.main import main
 from rlvr_pl.types import ConfigError
 from tests.helpers.paths import CONFIGS
@@ -84,6 +85,49 @@ def test_a_base_that_leads_nowhere_is_refused(base: Any, message: str, tmp_path:
     file = write(tmp_path / "mine.yaml", base=base)
     with pytest.raises(ConfigError, match=message):
         expand_bases([f"--config={file}"])
+
+
+def test_a_shipped_configuration_is_found_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart") == str(CONFIGS / "quickstart.yaml")
+    assert expand_bases(["fit", "--config", "quickstart"]) == ["fit", f"--config={CONFIGS / 'quickstart.yaml'}"]
+    base, own = expand_bases(["--config=gspo"])
+    assert base == f"--config={CONFIGS / 'qwen_gsm8k.yaml'}"
+    assert configs_of([own])[0]["model"]["loss"]["class_path"] == "GSPO"
+    mine = write(tmp_path / "mine.yaml", base="quickstart", data={"val_size": 5})
+    assert configs_of(expand_bases([f"--config={mine}"])) == ["quickstart.yaml", {"data": {"val_size": 5}}]
+    (tmp_path / "gspo").write_text("data: {val_size: 3}")
+    assert find_config("gspo") == "gspo"  # a file of one's own
+
+
+def test_where_the_package_is_installed_its_own_folder_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_files, "_PACKAGE", tmp_path / "rlvr_pl")
+    strangers = write(tmp_path / "configs" / "gspo.yaml")  # beside the package, as in a checkout
+    assert find_config("gspo") == str(strangers)
+    installed = write(tmp_path / "rlvr_pl" / "configs" / "gspo.yaml")
+    assert find_config("gspo") == str(installed)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("quikstart", "Did you mean quickstart?"), ("nonsense", "Choose from compare, compare_controls,")],
+)
+def test_a_mistyped_name_is_refused_with_what_there_is(name: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        expand_bases(["fit", "--config", name])
+    said = f"--config {name}: there is no such file, and no configuration of that name comes with rlvr_pl. {remedy}"
+    assert str(refused.value).startswith(said)
+
+
+def test_the_base_of_a_comparison_is_beside_it_or_shipped_or_a_path(tmp_path: Path) -> None:
+    write(tmp_path / "gspo.yaml")
+    assert find_base("gspo.yaml", tmp_path) == str(tmp_path / "gspo.yaml")
+    assert find_base("gspo", tmp_path) == "gspo"
+    assert find_base("configs/gspo.yaml", tmp_path) == "configs/gspo.yaml"
 
 
 def test_a_comparison_file_is_told_from_a_configuration() -> None:

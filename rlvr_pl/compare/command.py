@@ -24,6 +24,7 @@ from rlvr_pl.compare.progress import Costs, Workload, duration, make_display
 from rlvr_pl.compare.record import begin, check_unchanged
 from rlvr_pl.compare.runner import Outcome, Runner, child_environment, last_lines, start
 from rlvr_pl.compare.tuning import plan_trials, trial_table, with_recorded_trials, with_trials
+from rlvr_pl.config_files import find_config
 from rlvr_pl.report.command import report_on
 from rlvr_pl.run.declaration import Declaration
 from rlvr_pl.run.folder import OUTPUT
@@ -39,7 +40,7 @@ EXAMPLE = "examples/compare.slurm"
 def make_parser() -> CommandParser:
     """Make the parser of the subcommand."""
     parser = CommandParser("compare")
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the comparison: arms, seeds, base")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the comparison: arms, seeds, base")
     parser.add_argument(
         "--only",
         action="append",
@@ -81,7 +82,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     parsed = make_parser().parse_args(arguments)
     if parsed.pilot is not None and not parsed.dry_run:
         raise ConfigError("--pilot plans a comparison, and is for --dry-run; add it, or leave --pilot out")
-    comparison = in_parallel(load_comparison(parsed.config), parsed.processes, parsed.devices)
+    comparison = in_parallel(load_comparison(Path(find_config(parsed.config))), parsed.processes, parsed.devices)
     found_by = None if parsed.pilot is None else pilot_table(parsed.pilot, len(comparison.arms))
     comparison = with_recorded_trials(comparison)
     runs = comparison.runs(parsed.only)

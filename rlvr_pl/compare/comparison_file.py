@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from rlvr_pl.compare.plan import Comparison, Tuning
+from rlvr_pl.config_files import find_base
 from rlvr_pl.run.comparison import DATA, FIGURES, SEED_OFFSET, TUNE, TUNING
 from rlvr_pl.run.configuration import Flat, belongs_to_a_run, flatten
 from rlvr_pl.run.declaration import CHECKPOINTS, MARGIN, METRICS
@@ -40,7 +41,7 @@ def load_comparison(file: Path) -> Comparison:
     """
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
-        return _checked(values)
+        return _checked(values, file.parent)
     except OSError as error:
         raise ConfigError(f"--config: cannot read {str(file)!r} ({error.strerror or error})") from error
     except yaml.YAMLError as error:
@@ -49,7 +50,7 @@ def load_comparison(file: Path) -> Comparison:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def _checked(values: Any) -> Comparison:
+def _checked(values: Any, place: Path) -> Comparison:
     known = [f.name for f in fields(Comparison) if f.name != "trials"]
     if not isinstance(values, dict):
         raise ConfigError(f"a comparison is a mapping with the keys {', '.join(known)}")
@@ -75,7 +76,7 @@ def _checked(values: Any) -> Comparison:
     arms, seeds = _arms(values["arms"]), _seeds(values["seeds"], "seeds")
     return Comparison(
         folder=Path(folder),
-        base=tuple(base),
+        base=tuple(find_base(name, place) for name in base),
         arms=arms,
         seeds=seeds,
         overrides=_overrides(values.get("overrides"), "overrides"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 import rlvr_pl
+from rlvr_pl.version import __version__
 
 PACKAGE = Path(rlvr_pl.__file__).parent
 
@@ -24,7 +23,7 @@ PACKAGE = Path(rlvr_pl.__file__).parent
 def describe_environment(trainer: Trainer) -> dict[str, Any]:
     """Describe versions, commit, hardware, threads and precision, as ``run.json`` holds them."""
     return {
-        "rlvr_pl": package_version(),
+        "rlvr_pl": __version__,
         **commit_of(PACKAGE),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -39,15 +38,6 @@ def describe_environment(trainer: Trainer) -> dict[str, Any]:
 def is_first_rank() -> bool:
     """Tell whether this process speaks and writes for all ranks; it is known before they are connected."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def package_version() -> str | None:
-    """Find the version of the installed package, or of the checkout that it is run from; None where neither says."""
-    try:
-        return importlib.metadata.version(PACKAGE.name)
-    except importlib.metadata.PackageNotFoundError:
-        project = PACKAGE.parent / "pyproject.toml"
-        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"] if project.is_file() else None
 
 
 def commit_of(package: Path) -> dict[str, Any]:

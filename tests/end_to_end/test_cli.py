@@ -106,7 +106,7 @@ def test_a_recipe_for_a_gpu_says_what_runs_without_one(capsys: pytest.CaptureFix
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: trainer.accelerator is gpu, which this machine does not have (No supported gpu backend found!). On a "
-        "CPU, add --config configs/embedded.yaml to run the embedded default, or --trainer.accelerator cpu"
+        "CPU, add --config embedded to run the embedded default, or --trainer.accelerator cpu"
     )
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_extensions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README[README.index("## Extend it") :], flags=re.DOTALL)
     assert len(blocks) == 3
     (tmp_path / "my_project.py").write_text("\n\n".join(blocks))
     monkeypatch.syspath_prepend(tmp_path)
@@ -39,6 +40,18 @@ def test_the_extensions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert scalars["train/reward"][1] == pytest.approx(
         scalars["train/reward/correctness"][1] + 0.5 * scalars["train/reward/brevity"][1], rel=1e-6
     )
+
+
+def test_the_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"## From Python\n\n```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # given back after the test
+    short = "max_rollouts=1, val_size=4, eval_batch_size=64"
+    assert program.count("max_rollouts=24") == 1
+    names: dict[str, Any] = {}
+    exec(program.replace("max_rollouts=24", short), names)
+    assert names["module"].rollouts_done == names["trainer"].current_epoch == 1
+    assert 0 <= names["trainer"].callback_metrics["test/accuracy"] <= 1
 
 
 def test_the_training_step_reads_as_the_readme_prints_it() -> None:
