@@ -1,4 +1,5 @@
-# Each target sets itself up: the virtual environment in .venv is made once, and again when requirements.txt changes.
+# Each target sets itself up: the virtual environment in .venv is made once, with this project in it. When what it needs
+# changes it is installed on top, and what a user has added stays.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -9,9 +10,10 @@ READY := .venv/ready
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements.txt
-	$(PYTHON) -m venv --clear .venv
+$(READY): requirements.txt pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 quickstart: $(READY) ## train GRPO on the embedded default: about a minute on two cores
