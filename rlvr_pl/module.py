@@ -691,7 +691,7 @@ class GroupPolicyModule(LightningModule):
         self.policy.save_pretrained(folder)
 
     @_restricted_classmethod  # Lightning's, which refuses to be called on an instance
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Make a module with the settings and the weights of a checkpoint.
 
         Objects are no part of a checkpoint: the objective has to be named again, and with LoRA ``lora``. Rewards,
