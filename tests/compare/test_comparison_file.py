@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from rlvr_pl.compare.comparison_file import load_comparison
+from rlvr_pl.config_files import find_config
+from rlvr_pl.main import main
 from rlvr_pl.types import ConfigError
 from tests.helpers.comparisons import plan
 
@@ -100,3 +102,16 @@ def test_what_is_no_comparison_is_refused(text: str, message: str, tmp_path: Pat
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--config: cannot read .*nowhere\.yaml"):
         load_comparison(tmp_path / "nowhere.yaml")
+
+
+def test_a_shipped_comparison_is_found_by_name_and_its_base_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    comparison = load_comparison(Path(find_config("compare_embedded")))
+    assert comparison.fit_arguments(comparison.runs()[0])[:2] == ["fit", "--config=quickstart"]
+    assert comparison.resolved["GRPO"]["model.loss.init_args.clip_low"] == 0.2
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", "compare_embeded"])
+    assert stopped.value.code == 2
+    assert "Did you mean compare_embedded" in capsys.readouterr().err
