@@ -171,7 +171,7 @@ def test_the_controls_are_one_arm_of_the_embedded_comparison_again_and_at_a_tent
     first, second, tenth = study.resolved.values()
     assert second == first | {"seed_offset": 1000}
     rate = "model.optimizer.init_args.lr"
-    assert (first[rate], tenth[rate], tenth) == (1.5e-4, 1.5e-5, first | {rate: 1.5e-5})
+    assert (first[rate], tenth[rate], tenth) == (1e-4, 1e-5, first | {rate: 1e-5})
     embedded = load_comparison(CONFIGS / "compare_embedded.yaml").resolved["GRPO"]
     assert {key for key in first.keys() | embedded.keys() if first.get(key) != embedded.get(key)} == {
         rate,

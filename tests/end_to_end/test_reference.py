@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from rlvr_pl.report.analysis import analyse
+from rlvr_pl.report.departures import find_departures
 from rlvr_pl.report.study import load_study
 from rlvr_pl.report.tables import accuracy_table, pair_table, tuning_table
 from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.verdict import verdict
-from rlvr_pl.report.wording import p_value, with_interval
+from rlvr_pl.report.wording import brackets, p_value, with_interval
 from tests.helpers.paths import ROOT
 
 REFERENCE = ROOT / "lightning_logs" / "reference"
@@ -19,7 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_readme_shows_the_results_of_the_embedded_comparison() -> None:
     study = load_study(REFERENCE / "compare_embedded")
     assert study.problems == []
-    assert len(study.finished) == 15
+    assert len(study.finished) == 18
+    assert find_departures(study) == []
     analysis = analyse(study)
     for method, accuracy, _, initial, final, gain, _ in accuracy_table(analysis).rows:
         assert f"| {method} | {accuracy} | {initial} | {final} | {gain} |" in README
@@ -29,7 +31,16 @@ def test_the_readme_shows_the_results_of_the_embedded_comparison() -> None:
         assert f"{pair} {difference}" in text.replace("is ", "").replace(" points", "")
     for _, _, _, _, simultaneous, *_ in pairs:
         assert simultaneous in text
-    assert verdict(analysis).startswith("In final test accuracy, DrGRPO beat GSPO by 2.4 points")
+    assert verdict(analysis).startswith("In final test accuracy, GSPO and GRPO (+0.2 [−1.3, +1.7]), GSPO and DrGRPO")
+    assert verdict(analysis).endswith("are equivalent within ±2.0 points.")
+    areas = {(pair.a, pair.b): pair.area.difference for pair in analysis.efficiency_pairs}
+    for arm, text in (
+        ("GSPO", "8.4 points larger than GSPO's [6.2, 10.6]"),
+        ("GRPO", "8.3 larger than GRPO's [4.7, 11.9]"),
+    ):
+        area = areas[arm, "DrGRPO"]
+        assert text in " ".join(README.split())
+        assert brackets(Estimate(-area.value, -area.high, -area.low)) in text
     rows: dict[str, list[str]] = {}
     for arm, _, mean, _, chosen in tuning_table(study).rows:
         rows.setdefault(arm, []).append(f"**{mean}**" if chosen else mean)
