@@ -10,7 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from rlvr_pl import GSPO, ConfigError, GroupPolicyModule, GSM8KDataModule, RewardTerm
+from rlvr_pl import ConfigError, GroupPolicyModule, GSM8KDataModule, RewardTerm
+from rlvr_pl.losses import GSPO
 from rlvr_pl.data import EmbeddedProblems
 from rlvr_pl.main import main
 from rlvr_pl.pretrained import load_tokenizer
