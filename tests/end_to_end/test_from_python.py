@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from rlvr_pl import ConfigError, GroupPolicyModule, GSM8KDataModule, RewardTerm
-from rlvr_pl.losses import GSPO
 from rlvr_pl.data import EmbeddedProblems
+from rlvr_pl.losses import GSPO
 from rlvr_pl.main import main
 from rlvr_pl.pretrained import load_tokenizer
 from tests.helpers.policies import make_tiny_policy
