@@ -110,5 +110,5 @@ def test_a_reward_that_fails_is_named_in_one_line(
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    assert re.search(r"error: The reward function broken_reward raised ZeroDivisionError: .*runs\.py, line \d+", said)
+    assert re.search(r"error: model\.rewards: broken_reward raised \(ZeroDivisionError: .*runs\.py, line \d+", said)
     assert state_of(tmp_path / "run" / "version_0").state == "failed"
