@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rlvr_pl.pretrained import load_tokenizer
 from tests.helpers.policies import make_tiny_policy
+
+# Under nohup SIGHUP is ignored, here and in the processes that tests start, which then have no hangup to hear.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

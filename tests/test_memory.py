@@ -184,7 +184,8 @@ def test_a_run_holds_what_was_estimated(
                 },
             )
         )
-    assert Phases.rollout == pytest.approx(sum(expected.rollout.values()), rel=0.1)
+    within = 0.1 if rank is None else 0.15  # weights that an adapter is merged into come and go one by one
+    assert Phases.rollout == pytest.approx(sum(expected.rollout.values()), rel=within)
     assert Phases.update_ == pytest.approx(sum(expected.update.values()), rel=0.1)
     saved = (tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt").stat().st_size
     assert saved == pytest.approx(3 * expected.update["gradients"], rel=0.15), "what learns, and two moments"

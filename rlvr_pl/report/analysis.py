@@ -122,7 +122,7 @@ def _arm(outcomes: Outcomes, arm: str) -> ArmResult:
             initial=mean_accuracy(before[metric], clusters),
             final=mean_accuracy(after[metric], clusters),
             gain=gain(before[metric], after[metric], clusters),
-            iqm=interquartile_mean(after[metric], clusters),
+            iqm=interquartile_mean(after[metric], clusters=clusters),
         )
         for metric in METRICS
     }

@@ -87,7 +87,7 @@ def mean_accuracy(correct: ArrayLike, clusters: Clusters = None) -> Estimate:
     return two_way_mean(_matrix(correct), clusters).proportion_interval()
 
 
-def interquartile_mean(correct: ArrayLike, clusters: Clusters = None, resamples: int = 2000, seed: int = 0) -> Estimate:
+def interquartile_mean(correct: ArrayLike, resamples: int = 2000, seed: int = 0, clusters: Clusters = None) -> Estimate:
     """Estimate the mean of the middle half of the runs' accuracies (Agarwal et al. 2021, arXiv 2108.13264).
 
     A run that collapsed does not drag it down. With fewer than four runs none is trimmed, and it is ``mean_accuracy``.
@@ -100,9 +100,9 @@ def interquartile_mean(correct: ArrayLike, clusters: Clusters = None, resamples:
 
     Args:
         correct: (S, Q).
-        clusters: (Q,), of questions that belong together.
         resamples: bootstrap samples.
         seed: of the bootstrap.
+        clusters: (Q,), of questions that belong together.
     """
     x = _matrix(correct)
     runs, mean = x.mean(axis=1), two_way_mean(x, clusters)

@@ -22,6 +22,7 @@ from rlvr_pl.report.statistics import (
     gain,
     interquartile_mean,
     mean_accuracy,
+    mean_over_runs,
 )
 from rlvr_pl.report.two_way import Estimate, two_way_mean
 from tests.helpers.regimes import Regime
@@ -342,7 +343,7 @@ def test_one_seed_gives_values_without_intervals() -> None:
             interquartile_mean(a),
             gain(b, a),
             result.difference,
-            area_under_curve([0, 1], [[0, 1]]),
+            mean_over_runs([0.5]),
         ],
         1.0: [result.probability_of_improvement],
         0.0: [mean_accuracy(b), interquartile_mean(b)],

@@ -229,7 +229,7 @@ def test_sum_refuses_what_is_not_a_finite_number(value: Any) -> None:
         return value
 
     with pytest.raises(
-        ValueError, match=r"^model\.rewards: broken returned .* on the completion 'x'; it must return a finite number$"
+        RewardError, match=r"^model\.rewards: broken returned .* on the completion 'x'; it must return a finite number$"
     ) as error:
         RewardSum([RewardTerm(length), RewardTerm(broken)])([completion("x")])
     assert repr(value) in str(error.value)

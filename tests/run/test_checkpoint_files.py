@@ -170,11 +170,11 @@ def test_a_strangers_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
-    check_architecture(checkpoint(), {"head.weight": torch.Size([3, 2])}, tmp_path, "embedded")
+    check_architecture(checkpoint(), {"policy.head.weight": torch.Size([3, 2])}, tmp_path, "embedded")
     with pytest.raises(ConfigError, match=r"model\.policy 'big': head\.weight is \(3, 2\) there and \(3, 9\) here"):
-        check_architecture(checkpoint(), {"head.weight": torch.Size([3, 9])}, tmp_path, "big")
+        check_architecture(checkpoint(), {"policy.head.weight": torch.Size([3, 9])}, tmp_path, "big")
     with pytest.raises(ConfigError, match=r"body\.weight is absent there and \(1,\) here"):
-        check_architecture(checkpoint(), {"body.weight": torch.Size([1])}, tmp_path, "big")
+        check_architecture(checkpoint(), {"policy.body.weight": torch.Size([1])}, tmp_path, "big")
 
 
 def test_another_seed_objective_or_policy_is_another_run(tmp_path: Path) -> None:
