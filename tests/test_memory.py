@@ -184,7 +184,7 @@ def test_a_run_holds_what_was_estimated(
                 },
             )
         )
-    within = 0.1 if rank is None else 0.15  # weights that an adapter is merged into come and go one by one
+    within = 0.15 if rank is not None and precision == "32-true" else 0.1  # that one was 10.3 % above its estimate
     assert Phases.rollout == pytest.approx(sum(expected.rollout.values()), rel=within)
     assert Phases.update_ == pytest.approx(sum(expected.update.values()), rel=0.1)
     saved = (tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt").stat().st_size

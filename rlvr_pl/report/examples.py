@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlvr_pl.report.analysis import SOLVED
-from rlvr_pl.report.outcomes import METRICS, Outcomes
+from rlvr_pl.report.outcomes import METRICS, ROLLOUT_OF, Outcomes
 from rlvr_pl.report.run_files import read_completions
 from rlvr_pl.report.study import Study
 from rlvr_pl.run.records import records_path
@@ -62,7 +62,7 @@ def find_examples(study: Study, outcomes: Outcomes) -> list[Example]:
         usual = bool(solved.mean() >= 0.5)
         seed = outcomes.seeds[arm][int(np.argmax(solved == usual))]
         run = study.runs.set_index(["arm", "seed"]).loc[(arm, seed)]
-        rollout = 0 if initial else int(run["best_rollout" if outcomes.checkpoint == "best" else "rollouts_done"])
+        rollout = 0 if initial else int(run[ROLLOUT_OF[outcomes.checkpoint]])
         path = records_path(study.folder / run["path"], outcomes.split, rollout)
         if path not in shown:
             shown[path] = read_completions(path, questions)

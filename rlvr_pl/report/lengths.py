@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from rlvr_pl.report.outcomes import METRICS, Outcomes
+from rlvr_pl.report.outcomes import METRICS, ROLLOUT_OF, Outcomes
 from rlvr_pl.report.statistics import mean_over_runs
 from rlvr_pl.report.study import Study
 from rlvr_pl.report.two_way import Estimate
@@ -30,8 +30,7 @@ class Lengths:
 def compute_lengths(study: Study, outcomes: Outcomes) -> list[Lengths]:
     """Compute each arm's lengths with the final checkpoint, then the differences of pairs over their common seeds."""
     column = METRICS[study.rules.metric]
-    final = "best_rollout" if outcomes.checkpoint == "best" else "rollouts_done"
-    places = study.finished.rename(columns={final: "rollout"})[["arm", "seed", "rollout"]]
+    places = study.finished.rename(columns={ROLLOUT_OF[outcomes.checkpoint]: "rollout"})[["arm", "seed", "rollout"]]
     records = study.evaluations[study.evaluations["split"] == outcomes.split].merge(places.dropna())
     means = records.groupby(["arm", "seed", records[column].astype(bool)])["tokens"].mean()
 

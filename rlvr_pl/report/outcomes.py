@@ -15,6 +15,8 @@ from rlvr_pl.run.declaration import CHECKPOINTS, Checkpoint, Metric
 from rlvr_pl.run.records import records_path
 
 METRICS: dict[Metric, str] = {"strict": "correct", "flexible": "correct_flexible"}
+ROLLOUT_OF: dict[Checkpoint, str] = {"best": "best_rollout", "last": "rollouts_done"}
+"""The column of ``Study.runs`` that says after how many rollouts a checkpoint was taken."""
 Key = tuple[str, int]
 """A run, by arm and seed."""
 Shares = NDArray[np.float64]
@@ -94,7 +96,7 @@ def collect_outcomes(study: Study) -> Outcomes:
     for run in study.finished.itertuples():
         key = (str(run.arm), int(run.seed))
         by_rollout = dict(iter(records[key].groupby("rollout"))) if key in records else {}
-        places = {"initial": 0, "best": run.best_rollout, "last": run.rollouts_done}
+        places: dict[str, int] = {"initial": 0, **{name: getattr(run, column) for name, column in ROLLOUT_OF.items()}}
         missing = [place for place in dict.fromkeys([0, places[needed]]) if place not in by_rollout]
         if missing:
             names = listed([records_path("", split, rollout).name for rollout in missing])
