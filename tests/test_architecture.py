@@ -16,7 +16,7 @@ from tests.helpers.paths import ROOT
 PACKAGE = ROOT / "rlvr_pl"
 
 # Which room of the package, a folder or a file at its top, may import which: only rooms that stand above it here.
-# README's tree shows them in the same order, the last one first.
+# The tree in docs/how-it-works.md shows them in the same order, the last one first.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "randomness": set(),
