@@ -32,7 +32,7 @@ from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoint_files import WholeFileCheckpoints, check_architecture, check_same_run, read_checkpoint
 from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
-from rlvr_pl.run.display import SampleCompletions, make_progress_bar
+from rlvr_pl.run.display import make_progress_bar
 from rlvr_pl.run.ending import explained
 from rlvr_pl.run.environment import is_first_rank
 from rlvr_pl.run.files import whole_folder
@@ -44,6 +44,7 @@ from rlvr_pl.run.recorder import RecordRunState
 from rlvr_pl.run.records import records_path
 from rlvr_pl.run.resume import choose_checkpoint
 from rlvr_pl.run.summary import print_evaluation, print_summary
+from rlvr_pl.run.tensorboard import Overview, SampleCompletions
 from rlvr_pl.types import ConfigError
 
 PROGRAM = "rlvr_pl" if Path(sys.argv[0]).stem == "rlvr_pl" else "python -m rlvr_pl"  # how this process was started
@@ -232,7 +233,7 @@ class RLVRCommandLine(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(make_progress_bar())
         if self.subcommand == "fit":
-            self.trainer_defaults["callbacks"].append(self._run_state)
+            self.trainer_defaults["callbacks"] += [self._run_state, Overview()]
         self.trainer_defaults["callbacks"].append(self._folder)
         self._place = place_of(config.run_dir, self.logger_settings())
         resumed = None

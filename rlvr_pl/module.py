@@ -79,7 +79,7 @@ StepPart = Callable[Concatenate["GroupPolicyModule", Arguments], Result]
 
 
 def timed(part: str) -> Callable[[StepPart[Arguments, Result]], StepPart[Arguments, Result]]:
-    """Have a part of the training step note how long it took, in seconds: ``time/{part}_s``.
+    """Have a part of the training step note how long it took, in seconds: ``wall/{part}_s``.
 
     A subclass that replaces such a part decorates it likewise.
     """
@@ -638,10 +638,10 @@ class GroupPolicyModule(LightningModule):
             "train/zero_variance_groups": float((groups.amax(dim=1) == groups.amin(dim=1)).double().mean()),
             "train/lr": self.learning_rate,
             "train/epoch": float(prompts.epoch),
-            "rollout/logprob_mismatch": mismatch_mean,
-            "rollout/logprob_mismatch_max": mismatch_max,
-            **{f"time/{part}_s": seconds for part, seconds in self.seconds.items()},
-            "throughput/tokens_per_s": tokens / sum(self.seconds.values()),
+            "train/logprob_mismatch": mismatch_mean,
+            "train/logprob_mismatch_max": mismatch_max,
+            **{f"wall/{part}_s": seconds for part, seconds in self.seconds.items()},
+            "wall/tokens_per_s": tokens / sum(self.seconds.values()),
         }
         self.log_values(values, progress_bar=("train/reward", "train/accuracy"))
 

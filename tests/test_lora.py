@@ -298,7 +298,7 @@ def test_a_checkpoint_holds_the_adapter_and_nothing_else(run: Path) -> None:
 def test_the_reference_is_the_initial_policy(run: Path, policy: str) -> None:
     moved = read_scalars(run)["train/kl_ref"]
     assert 0 < moved[1] < moved[6]
-    exact = read_scalars(run)["rollout/logprob_mismatch_max"]
+    exact = read_scalars(run)["train/logprob_mismatch_max"]
     assert max(exact.values()) < 1e-5
 
 

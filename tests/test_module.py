@@ -203,8 +203,8 @@ def test_the_mismatch_with_the_engines_logprobs(objective: str, schedule: Schedu
     )
     learns = [i for i in range(16) if objective == "GRPO, beta" or i not in range(8, 12)]  # group 2 has no variance
     mean = sum(LENGTHS[i] * (i + 1) / 100 for i in learns) / sum(LENGTHS[i] for i in learns)
-    assert fitted.logged["rollout/logprob_mismatch"] == pytest.approx(mean, abs=1e-6)
-    assert fitted.logged["rollout/logprob_mismatch_max"] == pytest.approx(0.16, abs=1e-5)
+    assert fitted.logged["train/logprob_mismatch"] == pytest.approx(mean, abs=1e-6)
+    assert fitted.logged["train/logprob_mismatch_max"] == pytest.approx(0.16, abs=1e-5)
 
 
 def test_the_lean_engines_logprobs_match_up_to_rounding(model_folder: Path) -> None:
@@ -212,8 +212,8 @@ def test_the_lean_engines_logprobs_match_up_to_rounding(model_folder: Path) -> N
     prompts = fitted.engine.rollouts
     fitted.module.engine = LeanEngine(fitted.module.policy, [0], 0)
     fitted.trainer.fit(fitted.module, Prompts(prompts))
-    assert 0 < fitted.logged["rollout/logprob_mismatch"] < 1e-6
-    assert fitted.logged["rollout/logprob_mismatch"] < fitted.logged["rollout/logprob_mismatch_max"] < 1e-5
+    assert 0 < fitted.logged["train/logprob_mismatch"] < 1e-6
+    assert fitted.logged["train/logprob_mismatch"] < fitted.logged["train/logprob_mismatch_max"] < 1e-5
 
 
 def test_what_is_logged_of_a_rollout(model_folder: Path) -> None:

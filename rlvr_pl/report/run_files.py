@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -112,9 +113,14 @@ def read_scalars(folder: Path) -> tuple[pd.DataFrame, list[str]]:
                 break
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    values[value.tag, event.step] = value.simple_value
+                    values[_current_name(value.tag), event.step] = value.simple_value
     rows = [(rollout, tag, value) for (tag, rollout), value in sorted(values.items())]
     return pd.DataFrame(rows, columns=["rollout", "tag", "value"]), torn
+
+
+def _current_name(tag: str) -> str:
+    """Older runs called the group of a rollout's seconds ``time``."""
+    return re.sub("^time/", "wall/", tag)
 
 
 def _written(file: Path) -> tuple[int, int]:

@@ -242,9 +242,9 @@ def _with_budgets(scalars: pd.DataFrame, config: dict[str, Any]) -> tuple[pd.Dat
     spent = pd.DataFrame(
         {
             "tokens": wide.get("train/tokens_mean", nothing),
-            "seconds": wide.get("time/rollout_s", nothing)
-            + wide.get("time/update_s", nothing)
-            + wide.get("time/reward_s", nothing).fillna(0),  # older runs count it in their update
+            "seconds": wide.get("wall/rollout_s", nothing)
+            + wide.get("wall/update_s", nothing)
+            + wide.get("wall/reward_s", nothing).fillna(0),  # older runs count it in their update
         },
         index=wide.index,
         dtype=float,

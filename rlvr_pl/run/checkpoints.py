@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from rlvr_pl.run.display import hide_redone
 from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
 from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.signals import STOP, Interrupted, say
+from rlvr_pl.run.tensorboard import hide_redone
 from rlvr_pl.types import Diverged, PromptBatch, check_at_least
 
 

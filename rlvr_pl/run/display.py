@@ -1,70 +1,16 @@
-"""What a run shows while it trains: completions in TensorBoard, and its progress: a bar on a terminal, else lines."""
+"""How a run shows its progress: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from rlvr_pl.rollout import Progress
-from rlvr_pl.run.terminal import visible
-from rlvr_pl.types import PromptBatch, check_at_least
-
-
-class SampleCompletions(Callback):
-    """Writes a few completions to TensorBoard as text, with prompt, reward and gold answer.
-
-    Args:
-        every_n_rollouts: how often.
-        count: how many, each of another prompt where there are as many.
-    """
-
-    def __init__(self, every_n_rollouts: int = 10, count: int = 4) -> None:
-        check_at_least(1, "samples", every_n_rollouts=every_n_rollouts)
-        self.every_n_rollouts = every_n_rollouts
-        self.count = count
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],  # type: ignore[override]
-        batch: PromptBatch,
-        batch_idx: int,
-    ) -> None:
-        if batch_idx % self.every_n_rollouts:
-            return
-        rollout, rewards = outputs["rollout"], outputs["rewards"]
-        parts = []
-        for row in range(0, len(rewards.total), rollout.group_size)[: self.count]:
-            question, completion = batch.questions[rollout.place(row)[0]], rewards.completions[row]
-            grade = (
-                f"**reward {rewards.total[row].item():g}**, gold answer {completion.gold}, {completion.tokens} tokens"
-            )
-            grade += ", truncated" if completion.truncated else ""
-            parts.append(f"{grade}\n\n{_verbatim(question.prompt)}\n\n{_verbatim(completion.text)}")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", "\n\n---\n\n".join(parts), global_step=batch.rollout + 1)
-
-
-def _verbatim(text: str) -> str:
-    """As a Markdown code block, so that tags, newlines and control characters show."""
-    return "\n".join(f"    {visible(line)}" for line in text.splitlines())
-
-
-def hide_redone(trainer: Trainer, rollouts_done: int) -> None:
-    """Have TensorBoard forget what a run logged after the rollout that it goes on from: it is logged again."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            begin = Event(session_log=SessionLog(status=SessionLog.START))
-            logger.experiment.file_writer.add_event(begin, step=rollouts_done + 1)
+from rlvr_pl.types import PromptBatch
 
 
 class RolloutProgressBar(TQDMProgressBar):

@@ -19,7 +19,7 @@ from rlvr_pl.run.lock import try_lock
 from rlvr_pl.run.records import read_records
 from tests.helpers.paths import CONFIGS
 from tests.helpers.policies import make_tiny_policy
-from tests.helpers.runs import has_samples, read_scalars, tiny_run
+from tests.helpers.runs import charts_of, has_samples, hparams_of, read_scalars, tiny_run
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
 
@@ -168,9 +168,27 @@ def test_fit_logs_what_it_says_it_logs(run: Path) -> None:
     train |= {"truncated_rate", "lr", "epoch"}
     evaluation = {"accuracy", "accuracy_flexible", "format_rate", "mean_tokens", "truncated_rate"}
     expected = {f"train/{name}" for name in train} | {f"{s}/{name}" for s in ("val", "test") for name in evaluation}
-    expected |= {"rollout/logprob_mismatch", "rollout/logprob_mismatch_max"}
-    assert tags == expected | {"time/rollout_s", "time/reward_s", "time/update_s", "throughput/tokens_per_s"}
+    expected |= {"train/logprob_mismatch", "train/logprob_mismatch_max"}
+    assert tags == expected | {"wall/rollout_s", "wall/reward_s", "wall/update_s", "wall/tokens_per_s"}
     assert has_samples(run)
+
+
+def test_tensorboard_lists_hyperparameters_beside_accuracies_and_charts_what_was_logged(run: Path) -> None:
+    values, metrics = hparams_of(run)
+    shown = {name: values[name] for name in ("objective", "seed", "group_size", "max_rollouts", "optimizer", "lr")}
+    assert shown == {
+        "objective": "GSPO",
+        "seed": 0,
+        "group_size": 4,
+        "max_rollouts": 6,
+        "optimizer": "AdamW",
+        "lr": 1e-3,
+    }
+    charts = charts_of(run)
+    assert [category for category, _ in charts] == ["Accuracy", "Completions", "Update", "Seconds"]
+    logged = set(read_scalars(run))
+    assert set(metrics) <= logged
+    assert {tag for _, tags in charts for tag in tags} - logged == {"train/kl_ref"}, "beta is 0"
 
 
 def test_the_exported_model_is_the_best_checkpoint(run: Path) -> None:

@@ -12,10 +12,18 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    SESSION_START_INFO_TAG,
+    parse_experiment_plugin_data,
+    parse_session_start_info_plugin_data,
+)
 
 from rlvr_pl.rewards import Completion
 
-TIMES = ("time/", "throughput/")
+TIMES = ("wall/",)
 
 
 def digit_share(completion: Completion) -> float:
@@ -120,6 +128,28 @@ def has_samples(log_dir: Path) -> bool:
     """Whether completions were written to TensorBoard as text."""
     events = [EventAccumulator(str(file)).Reload().Tags()["tensors"] for file in log_dir.glob("events.*")]
     return any("samples/text_summary" in tags for tags in events)
+
+
+def hparams_of(log_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """What TensorBoard's HPARAMS shows of a run: hyperparameters, and the tags of the metrics beside them."""
+    summaries: dict[str, Any] = {}
+    for file in sorted(log_dir.glob("events.*")):
+        summaries |= EventAccumulator(str(file)).Reload().summary_metadata
+    start = parse_session_start_info_plugin_data(summaries[SESSION_START_INFO_TAG].plugin_data.content)
+    experiment = parse_experiment_plugin_data(summaries[EXPERIMENT_TAG].plugin_data.content)
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    return values, [metric.name.tag for metric in experiment.metric_infos]
+
+
+def charts_of(log_dir: Path) -> list[tuple[str, list[str]]]:
+    """The categories of TensorBoard's CUSTOM SCALARS, in their order, each with the tags that it shows."""
+    for file in log_dir.glob("events.*"):
+        events = EventAccumulator(str(file)).Reload()
+        if CONFIG_SUMMARY_TAG in events.Tags()["tensors"]:
+            (event,) = events.Tensors(CONFIG_SUMMARY_TAG)
+            layout = Layout.FromString(event.tensor_proto.string_val[0])
+            return [(c.title, [tag for chart in c.chart for tag in chart.multiline.tag]) for c in layout.category]
+    return []
 
 
 def tiny_run(policy: str, save_dir: Path, **overrides: Any) -> list[str]:

@@ -184,8 +184,8 @@ def write_run(
             "train/clip_fraction_low": 0.1 * rng.random(),
             "train/clip_fraction_high": 0.1 * rng.random(),
             "train/grad_norm": 1.0 + 0.1 * rng.normal(),
-            "time/rollout_s": 2.5 + 0.1 * rng.random(),
-            "time/update_s": 3.5 + 0.1 * rng.random(),
+            "wall/rollout_s": 2.5 + 0.1 * rng.random(),
+            "wall/update_s": 3.5 + 0.1 * rng.random(),
         }.items():
             values.setdefault(tag, {})[rollout] = (scalars or {}).get(tag, value)
     write_scalars(run, values)

@@ -41,7 +41,7 @@ AFTER = {
     "GSPO": [[T, T, T, F], [T, T, F, F], [T, T, T, T]],
     "DrGRPO": [[T, F, F, F], [T, F, T, F], [T, T, F, F]],
 }
-SECONDS = {"time/rollout_s": 2.0, "time/update_s": 0.5, "train/tokens_mean": 10.0}
+SECONDS = {"wall/rollout_s": 2.0, "wall/update_s": 0.5, "train/tokens_mean": 10.0}
 
 
 def write_small(folder: Path, text: str = NASTY, **settings: Any) -> Path:

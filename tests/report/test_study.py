@@ -79,7 +79,7 @@ def test_verdicts_and_lengths_are_the_records_own(tmp_path: Path) -> None:
 
 def test_budgets_are_cumulative(tmp_path: Path) -> None:
     """16 prompts × 16 completions of 10 tokens, 2 s and 0.5 s a rollout."""
-    scalars = {"train/tokens_mean": 10.0, "time/rollout_s": 2.0, "time/update_s": 0.5}
+    scalars = {"train/tokens_mean": 10.0, "wall/rollout_s": 2.0, "wall/update_s": 0.5}
     write_run(tmp_path, "A", 0, scalars=scalars, **SMALL)
     study = load_study(tmp_path)
     assert curve(study, "train/reward", "rollout") == [1, 2, 3, 4]
@@ -332,8 +332,8 @@ def test_a_gap_in_the_events_is_interpolated(tmp_path: Path) -> None:
         run,
         {
             "train/tokens_mean": {1: 10.0, 2: 20.0, 4: 40.0},
-            "time/rollout_s": seconds,
-            "time/update_s": seconds,
+            "wall/rollout_s": seconds,
+            "wall/update_s": seconds,
         },
     )
     study = load_study(tmp_path)

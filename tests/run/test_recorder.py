@@ -28,7 +28,7 @@ def assert_whole(run: Path) -> None:
     assert (state.state, state.objective, state.seed) == ("finished", "GSPO", 0)
     assert (state.rollouts_done, state.max_rollouts, state.samples, state.optimizer_steps) == (6, 6, 192, 12)
     assert state.completion_tokens == round(sum(scalars["train/tokens_mean"].values()) * 32)
-    logged = [scalars[f"time/{part}_s"][rollout] for part in ("rollout", "reward", "update") for rollout in range(1, 7)]
+    logged = [scalars[f"wall/{part}_s"][rollout] for part in ("rollout", "reward", "update") for rollout in range(1, 7)]
     assert state.train_seconds == pytest.approx(sum(logged), rel=1e-4)
     assert state.wall_seconds > state.train_seconds
     assert state.best_rollout == 3, "the first of two evaluations that were equally good"
