@@ -30,7 +30,7 @@ from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoint_files import WholeFileCheckpoints, check_architecture, check_same_run, read_checkpoint
-from rlvr_pl.run.checkpoints import LastRolloutIsEvaluated, ResumePoint, best_checkpoint
+from rlvr_pl.run.checkpoints import Evaluate, ResumePoint, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, settings_of
 from rlvr_pl.run.display import make_progress_bar
 from rlvr_pl.run.ending import explained
@@ -185,7 +185,7 @@ class RLVRCommandLine(LightningCLI):
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                     "init_args": {"save_dir": "lightning_logs", "name": "run", "default_hp_metric": False},
                 },
-                "callbacks": [LastRolloutIsEvaluated(), best_checkpoint()],
+                "callbacks": [best_checkpoint()],
             },
         )
 
@@ -204,6 +204,7 @@ class RLVRCommandLine(LightningCLI):
         parser.link_arguments("model.policy", "data.tokenizer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.add_lightning_class_args(Evaluate, "evaluate")
         parser.add_lightning_class_args(ResumePoint, "resume_point")
         parser.add_lightning_class_args(SampleCompletions, "samples")
         parser.add_argument(

@@ -53,6 +53,7 @@ class Workload:
     optimizer_steps: int
     val_interval: int  # rollouts
     tests: bool  # before training; after it with the last checkpoint and with the best
+    val_also_after: frozenset[int] = frozenset()  # rollouts
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Workload:
@@ -65,12 +66,15 @@ class Workload:
             optimizer_steps=int(rollouts * updates_per_rollout(config)),
             val_interval=interval if isinstance(interval, int) else max(1, int(rollouts * (interval or 1.0))),
             tests=config["report_test"],
+            val_also_after=frozenset(config.get("evaluate.also_after") or ()),
         )
 
     def evaluations_after(self, rollouts: int) -> int:
         """Count the evaluations of val that come after this many rollouts; the last rollout always has one."""
-        due = set(range(self.val_interval, self.rollouts + 1, self.val_interval)) | {self.rollouts}
-        return sum(rollout > rollouts for rollout in due)
+        due = (
+            set(range(self.val_interval, self.rollouts + 1, self.val_interval)) | self.val_also_after | {self.rollouts}
+        )
+        return sum(rollouts < rollout <= self.rollouts for rollout in due)
 
     def seconds_after(self, rollouts: int, costs: Costs) -> float:
         """Estimate what is left once this many rollouts are done."""

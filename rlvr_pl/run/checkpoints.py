@@ -25,8 +25,27 @@ def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
     return due and trainer.enable_validation
 
 
-class LastRolloutIsEvaluated(Callback):
-    """Validates after the last rollout, whether or not it falls on ``val_check_interval``."""
+class Evaluate(Callback):
+    """Validates after the last rollout, whether or not it falls on ``val_check_interval``, and after others.
+
+    Args:
+        also_after: rollouts that are validated after too, such as ``[1, 2, 4]`` where a policy learns most in its
+            first ones: the area under its curve is better known then.
+    """
+
+    def __init__(self, also_after: list[int] | None = None) -> None:
+        self.also_after = frozenset(also_after or ())
+        for rollout in self.also_after:
+            check_at_least(1, "evaluate", also_after=rollout)
+        self._regular: int | float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._regular = trainer.val_check_batch
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        trainer.val_check_batch = batch_idx + 1 if batch_idx + 1 in self.also_after else self._regular
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int

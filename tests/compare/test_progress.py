@@ -26,6 +26,8 @@ def test_the_workload_counts_what_fit_does() -> None:
     assert (load.rollouts, load.samples, load.optimizer_steps) == (10, 640, 80)
     assert [load.evaluations_after(done) for done in (0, 3, 4, 8, 9, 10)] == [3, 3, 2, 1, 1, 0]
     assert Workload.of({**config, "trainer.val_check_interval": 5}).evaluations_after(0) == 2
+    early = Workload.of({**config, "evaluate.also_after": [1, 2, 4, 99]})
+    assert [early.evaluations_after(n) - load.evaluations_after(n) for n in (0, 1, 2, 4)] == [2, 1, 0, 0]
     costs = Costs(rollout=2.0, val=3.0, test=5.0)
     assert load.seconds_after(8, costs) == 2 * 2 + 3 + 2 * 5
     assert load.seconds(costs) == (3 + 5) + 10 * 2 + 3 * 3 + 2 * 5

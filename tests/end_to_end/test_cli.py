@@ -173,6 +173,19 @@ def test_fit_logs_what_it_says_it_logs(run: Path) -> None:
     assert has_samples(run)
 
 
+def test_rollouts_that_are_named_are_evaluated_too(policy: str, tmp_path: Path) -> None:
+    main(tiny_run(policy, tmp_path, **{"evaluate.also_after": [1, 4], "trainer.val_check_interval": 3}))
+    assert list(read_scalars(tmp_path / "run" / "version_0")["val/accuracy"]) == [0, 1, 3, 4, 6]
+
+
+def test_a_rollout_that_is_none_cannot_be_evaluated_after(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(tiny_run(policy, tmp_path, **{"evaluate.also_after": [0]}))
+    assert "evaluate.also_after is 0; it must be at least 1" in capsys.readouterr().err
+
+
 def test_tensorboard_lists_hyperparameters_beside_accuracies_and_charts_what_was_logged(run: Path) -> None:
     values, metrics = hparams_of(run)
     shown = {name: values[name] for name in ("objective", "seed", "group_size", "max_rollouts", "optimizer", "lr")}
