@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
+from benchmarks.referee import repeated_aa
 from rlvr_pl.report.analysis import analyse
 from rlvr_pl.report.departures import find_departures
 from rlvr_pl.report.study import load_study
 from rlvr_pl.report.tables import accuracy_table, pair_table, tuning_table
 from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.verdict import verdict
-from rlvr_pl.report.wording import brackets, p_value, with_interval
+from rlvr_pl.report.wording import brackets
 from tests.helpers.paths import ROOT
 from tests.helpers.texts import PAGES, README, in_one_line
 
@@ -55,9 +54,20 @@ def test_the_page_shows_the_results_of_the_embedded_comparison() -> None:
         assert f"| {arm} | {' | '.join(means)} |" in PAGE
 
 
-def test_the_page_shows_the_result_of_the_aa_study() -> None:
-    pairs = pd.read_csv(REFERENCE / "compare_aa" / "data" / "pairs.csv").set_index("metric")
-    strict = pairs.loc["strict"]
-    difference = with_interval(Estimate(strict["difference"], strict["low"], strict["high"]), signed=True)
-    assert f"{difference}, p = {p_value(strict['p'])}" in LINE.replace(" points", "")
-    assert (pairs["p"] > 0.05).all()
+def test_the_controls_found_what_is_there_and_nothing_where_nothing_is() -> None:
+    study = load_study(REFERENCE / "compare_controls")
+    assert study.problems == []
+    assert len(study.finished) == 15
+    assert find_departures(study) == []
+    analysis = analyse(study)
+    pairs = {(pair, metric): (difference, p) for pair, metric, _, difference, _, p, *_ in pair_table(analysis).rows}
+    found, p = pairs["GRPO-a − GRPO-tenth", "strict"]
+    assert p == "< .001"
+    assert f"it is {found} behind, p {p}".replace("+", "") == "it is 32.9 [25.4, 40.4] behind, p < .001"
+    assert "it is 32.9 points behind [25.4, 40.4], p < .001" in LINE
+    found, p = pairs["GRPO-a − GRPO-tenth", "flexible"]
+    assert f"{found}, p = {p}".replace("+", "") in LINE
+    itself, p = pairs["GRPO-a − GRPO-b", "strict"]
+    assert f"{itself}, p = {p}" in LINE.replace(" points", "")
+    assert repeated_aa(REFERENCE / "compare_controls", ["GRPO-a", "GRPO-b"]) == "10 runs, 126 ways: p < .05 in 2.4%"
+    assert "in 126 ways, and p falls under .05 in 2.4 % of these" in LINE
