@@ -16,6 +16,15 @@ from rlvr_pl.types import PromptBatch, check_at_least
 _OUTCOMES = ("test/accuracy", "test/accuracy_flexible", "val/accuracy", "train/accuracy", "train/tokens_mean")
 """The last value of each stands beside a run's hyperparameters."""
 
+_WITHOUT_CONSEQUENCE = {
+    "_instantiator",
+    "gradient_checkpointing",
+    "micro_batch_tokens",
+    "release_rollout_memory",
+    "rollout_slots",
+}
+"""Hyperparameters, as Lightning has them, that cost time or memory alone."""
+
 _CHARTS = {
     "Accuracy": {
         "strict": ["val/accuracy", "test/accuracy", "train/accuracy"],
@@ -46,27 +55,30 @@ class Overview(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = _hyperparameters(trainer, pl_module)
         for writer in _writers(trainer):
-            for summary in hparams(_hyperparameters(trainer, pl_module), dict.fromkeys(_OUTCOMES, 0.0)):
+            for summary in hparams(values, dict.fromkeys(_OUTCOMES, 0.0)):
                 writer._get_file_writer().add_summary(summary)
-            writer.add_custom_scalars(
-                {
-                    category: {chart: ["Multiline", tags] for chart, tags in charts.items()}
-                    for category, charts in _CHARTS.items()
-                }
-            )
+            writer.add_custom_scalars(_layout())
+
+
+def _layout() -> dict[str, dict[str, tuple[str, list[str]]]]:
+    """The charts as a writer takes them: TensorBoard looks for tags by regular expressions."""
+    return {
+        category: {chart: ("Multiline", [f"^{tag}$" for tag in tags]) for chart, tags in charts.items()}
+        for category, charts in _CHARTS.items()
+    }
 
 
 def _hyperparameters(trainer: Trainer, module: LightningModule) -> dict[str, bool | int | float | str]:
-    """Whatever is one number, word or switch of the module's, the optimizer's and the data's."""
-    optimizer = trainer.optimizers[0]
+    """What is one number, word or switch of the module's, the optimizer's and the data's, and bears on the result."""
+    optimizer, data = trainer.optimizers[0], trainer.datamodule  # type: ignore[attr-defined]
     values = {
-        **module.hparams,
+        **{name: value for name, value in module.hparams.items() if name not in _WITHOUT_CONSEQUENCE},
         "optimizer": type(optimizer).__name__,
         **{name: value for name, value in optimizer.defaults.items() if name in ("lr", "weight_decay")},
+        **{name: getattr(data, name) for name in ("prompts_per_rollout", "max_rollouts") if hasattr(data, name)},
     }
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    values |= {name: getattr(data, name) for name in ("prompts_per_rollout", "max_rollouts") if hasattr(data, name)}
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
