@@ -103,8 +103,8 @@ def check_unchanged(comparison: Comparison) -> None:
         before = settings_of(old["resolved"].get(arm, {})) if old is not None else {}
         after = yaml.safe_load(yaml.safe_dump(comparison.resolved[arm]))  # as it would be read back
         for key in sorted(before.keys() | after.keys()):
-            a, b = (config.get(key, "(not set)") for config in (before, after))
-            if a != b:
+            if before.get(key) != after.get(key):  # one that a later version has brought is not set, or null
+                a, b = (config.get(key, "(not set)") for config in (before, after))
                 changes.setdefault(f"{key}: {a} → {b}", []).append(arm)
     if changes:
         lines = "".join(f"\n  {', '.join(arms)}: {change}" for change, arms in changes.items())

@@ -49,6 +49,21 @@ def test_a_changed_configuration_is_refused_with_the_difference(tmp_path: Path) 
     assert (tmp_path / "runs" / "comparison.yaml").read_text() == before
 
 
+def test_a_setting_that_did_not_exist_yet_and_is_not_used_is_no_change(tmp_path: Path) -> None:
+    comparison = plan(tmp_path)
+    begin(comparison)
+    touch_checkpoint(comparison.runs()[0])
+    file = tmp_path / "runs" / "comparison.yaml"
+    record = yaml.safe_load(file.read_text())
+    for resolved in record["resolved"].values():
+        assert resolved.pop("evaluate.also_after", "") is None
+        resolved.pop("model.group_size")
+    file.write_text(yaml.safe_dump(record))
+    with pytest.raises(ConfigError) as refused:
+        check_unchanged(comparison)
+    assert str(refused.value).splitlines()[1:-1] == ["  GSPO: model.group_size: (not set) → 16"]
+
+
 def test_the_margin_is_declared_before_the_first_run(tmp_path: Path) -> None:
     comparison = plan(tmp_path)
     begin(comparison)
