@@ -9,7 +9,7 @@ from rlvr_pl.report.study import load_study
 from rlvr_pl.report.tables import accuracy_table, pair_table, tuning_table
 from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.verdict import verdict
-from rlvr_pl.report.wording import brackets
+from rlvr_pl.report.wording import brackets, with_interval
 from tests.helpers.paths import ROOT
 from tests.helpers.texts import PAGES, README, in_one_line
 
@@ -71,3 +71,43 @@ def test_the_controls_found_what_is_there_and_nothing_where_nothing_is() -> None
     assert f"{itself}, p = {p}" in LINE.replace(" points", "")
     assert repeated_aa(REFERENCE / "compare_controls", ["GRPO-a", "GRPO-b"]) == "10 runs, 126 ways: p < .05 in 2.4%"
     assert "in 126 ways, and p falls under .05 in 2.4 % of these" in LINE
+
+
+def test_the_page_shows_how_many_updates_a_rollout_bears() -> None:
+    folder = REFERENCE / "compare_staleness"
+    study = load_study(folder)
+    assert study.problems == []
+    assert len(study.finished) == 12
+    assert find_departures(study) == []
+    analysis = analyse(study)
+    areas = {efficiency.arm: with_interval(efficiency.area) for efficiency in analysis.efficiency}
+    for arm, accuracy, _, _, final, *_ in accuracy_table(analysis).rows:
+        if accuracy == "strict":
+            assert f"| {arm} | {final} | {areas[arm]} |" in PAGE
+    rows = {(pair, metric): rest for pair, metric, *rest in pair_table(analysis).rows}
+    _, difference, _, p, *_ = rows["GRPO-1 − GRPO-4", "strict"]
+    assert f"One update is far behind four: {difference}, p = {p}." in LINE.replace(" points", "")
+    _, difference, _, p, *_ = rows["GRPO-4 − GRPO-8", "strict"]
+    assert f"end {difference} lower, p = {p}".replace("+", "") == "end 3.5 [0.5, 6.6] lower, p = .039"
+    assert "end 3.5 points lower [0.5, 6.6], p = .039" in LINE
+    assert all(float(p) > 0.05 for _, _, _, _, p, *_ in rows.values()), "corrected for all pairs"
+    area = next(pair.area.difference for pair in analysis.efficiency_pairs if (pair.a, pair.b) == ("GRPO-4", "GRPO-8"))
+    assert with_interval(Estimate(-area.value, -area.high, -area.low)) == "4.9 [1.2, 8.6]"
+    assert "with an area 4.9 points larger [1.2, 8.6]" in LINE
+    _, _, simultaneous, *_ = rows["GRPO-1 − GSPO-1", "strict"]
+    assert f"−0.1 points {simultaneous} for all pairs: equivalent" in LINE
+    assert verdict(analysis).startswith("In final test accuracy, GRPO-1 and GSPO-1 (−0.1 [−1.7, +1.4]) are equivalent")
+
+
+def test_with_one_update_a_rollout_gspo_answered_as_grpo_did() -> None:
+    """Stored completions are those of the last checkpoint; of the other evaluations answers and lengths are."""
+    same = {}
+    for seed in (10, 11, 12):
+        one, other = (
+            REFERENCE / "compare_staleness" / arm / f"seed_{seed}" / "evaluations" for arm in ("GRPO-1", "GSPO-1")
+        )
+        names = sorted(file.name for file in one.iterdir() if file.name != "test-000000.jsonl")
+        same[seed] = [name for name in names if (one / name).read_text() == (other / name).read_text()]
+    assert len(names) == 12
+    assert [len(same[seed]) for seed in (10, 11, 12)] == [7, 12, 12]
+    assert same[10][-1] == "val-000024.jsonl"
