@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
+from rlvr_pl.data.prompts import saved_prompt
 from rlvr_pl.lightning_settings import check_settings, check_writable, explain
 from rlvr_pl.lora import check_same_adapter
 from rlvr_pl.losses import LossStrategy
@@ -31,13 +32,14 @@ from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoint_files import WholeFileCheckpoints, check_architecture, check_same_run, read_checkpoint
 from rlvr_pl.run.checkpoints import Evaluate, ResumePoint, best_checkpoint
-from rlvr_pl.run.configuration import Flat, flatten, settings_of
+from rlvr_pl.run.configuration import Flat, flatten, read_config, settings_of
 from rlvr_pl.run.display import make_progress_bar
 from rlvr_pl.run.ending import explained
 from rlvr_pl.run.environment import is_first_rank
 from rlvr_pl.run.files import whole_folder
 from rlvr_pl.run.folder import BEST_ADAPTER, BEST_MODEL, CHECKPOINTS, next_config_path, next_run
 from rlvr_pl.run.lock import RunLock
+from rlvr_pl.run.model_card import CARD_QUESTION, MODEL_CARD, write_model_card
 from rlvr_pl.run.optimizer import check_optimizer
 from rlvr_pl.run.place import Place, RunFolder, check_free, make_loggers, place_of, run_folder
 from rlvr_pl.run.recorder import RecordRunState
@@ -334,7 +336,8 @@ class RLVRCommandLine(LightningCLI):
         checkpoint = read_checkpoint(path)
         if self.subcommand == "fit":
             if not self.config.fit.resume_point.allow_changes:
-                check_same_run(checkpoint, self.model.hparams, path)
+                changes = self.datamodule.prompt_format.changes_since(saved_prompt(checkpoint))
+                check_same_run(checkpoint, self.model.hparams, path, changes)
             check_optimizer(checkpoint, self.model.optimizer_factory, path)
         shapes = self.model.checkpoint_shapes()
         check_same_adapter(checkpoint["state_dict"], shapes)
@@ -368,6 +371,17 @@ class RLVRCommandLine(LightningCLI):
             return
         with whole_folder(log_dir / BEST_MODEL) as folder:
             self.model.export(folder)
+            self.datamodule.prompt_format.put_into(folder)
+            write_model_card(
+                folder / MODEL_CARD,
+                run=log_dir,
+                folder=log_dir / BEST_MODEL,
+                config=read_config(log_dir)[0],
+                state=self._run_state.state,
+                rewards={term.name: term.weight for term in self.model.reward_sum.terms},
+                prompt=self.datamodule.prompt_format.write(self.model.tokenizer, CARD_QUESTION),
+                best_rollout=best_rollout,
+            )
         if self.model.lora is not None:
             with whole_folder(log_dir / BEST_ADAPTER) as folder:
                 self.model.export_adapter(folder)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # The first word of every key keeps the streams apart.
-_ROLLOUT, _EVALUATION, _PROMPT_ORDER, _HOLD_OUT, _ADAPTER = 1, 2, 3, 4, 5
+_ROLLOUT, _EVALUATION, _PROMPT_ORDER, _HOLD_OUT, _ADAPTER, _FEW_SHOT = 1, 2, 3, 4, 5, 6
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -58,6 +58,11 @@ def prompt_order(seed: int, epoch: int, size: int) -> np.ndarray:
 def hold_out(seed: int, size: int, count: int) -> set[int]:
     """Draw ``count`` of ``range(size)``: the rows of the train split that are kept for validation."""
     return set(_generator(_HOLD_OUT, seed).permutation(size)[:count].tolist())
+
+
+def few_shot_order(seed: int, size: int) -> np.ndarray:
+    """Permute ``range(size)``: the order in which training questions are taken for examples in the prompt."""
+    return _generator(_FEW_SHOT, seed).permutation(size)
 
 
 def adapter_start(seed: int, layer: int, rank: int, features: int) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from rlvr_pl.data.few_shot import draw_examples
 from rlvr_pl.data.loaders import EvaluationLoader, RolloutLoader
-from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt, warn_if_plain
-from rlvr_pl.data.questions import BadRows, build_questions, warn_if_alike
+from rlvr_pl.data.prompts import PLAIN_FORMAT, SYSTEM_PROMPT, Example, PromptFormat, warn_if_plain
+from rlvr_pl.data.questions import BadRows, build_questions, rewrite_prompts, warn_if_alike
 from rlvr_pl.data.sources import DataSource, find_source
 from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.randomness import hold_out, seed_or_global
@@ -29,7 +32,11 @@ class GSM8KDataModule(LightningDataModule):
         tokenizer: the model whose tokenizer and chat template make the prompts; null takes that of the policy which
             the trainer trains.
         system_prompt: what the chat template's system turn says; empty leaves the turn out.
-        chat_template: false writes prompts in a plain form, without the tokenizer's chat template.
+        few_shot: examples that stand in every prompt, as turns of a chat: a number of them to draw from the training
+            questions, or a list such as [{question: 1 + 1 = ?, answer: <answer>2</answer>}]. Those that are drawn are
+            trained on no more; they are the same for all seeds, and are written in the tags.
+        chat_template: false writes prompts in the plain form, without the tokenizer's chat template.
+        plain_format: the plain form; the system prompt stands before it, an example's answer behind it.
         prompts_per_rollout: B over all ranks; each gets ``model.group_size`` completions.
         max_rollouts: the training budget.
         val_size: how many train problems are held out for validation.
@@ -48,7 +55,9 @@ class GSM8KDataModule(LightningDataModule):
         source: str | DataSource = "openai/gsm8k",
         tokenizer: str | None = None,
         system_prompt: str = SYSTEM_PROMPT,
+        few_shot: int | list[Example] = 0,
         chat_template: bool = True,
+        plain_format: str = PLAIN_FORMAT,
         prompts_per_rollout: int = 32,
         max_rollouts: int = 200,
         val_size: int = 256,
@@ -72,8 +81,11 @@ class GSM8KDataModule(LightningDataModule):
         check_at_least(0, "data", seed=seed, split_seed=split_seed)
         self.source = find_source(source)
         self.tokenizer_name = tokenizer
-        self.system_prompt = system_prompt
-        self.chat_template = chat_template
+        given = () if isinstance(few_shot, int) else tuple(few_shot)
+        self.prompt_format = PromptFormat(system_prompt, given, chat_template, plain_format)
+        self.prompt_format.check()
+        self.examples_to_draw = few_shot if isinstance(few_shot, int) else 0
+        check_at_least(0, "data", few_shot=self.examples_to_draw)
         self.prompts_per_rollout = prompts_per_rollout
         self.max_rollouts = max_rollouts
         self.val_size = val_size
@@ -96,13 +108,14 @@ class GSM8KDataModule(LightningDataModule):
         if name == self._encoded_for:
             return
         tokenizer = load_tokenizer(name)
-        if self.chat_template:
+        if self.prompt_format.chat_template:
             warn_if_plain(tokenizer)
+        if self.examples_to_draw:
+            self.prompt_format = replace(self.prompt_format, few_shot=())  # of another policy's tokenizer
+        self.prompt_format.check_with(tokenizer)
 
         def format_question(question: str) -> str:
-            return format_prompt(tokenizer, question, self.system_prompt, self.chat_template)
-
-        format_question("1 + 1 = ?")  # a template that fails is said to fail, rather than every row to be bad
+            return self.prompt_format.write(tokenizer, question)
 
         def questions_of(split: str, rows: Iterable[object]) -> list[Question]:
             return build_questions(
@@ -112,7 +125,8 @@ class GSM8KDataModule(LightningDataModule):
         train_rows, test_rows = self.source("train"), self.source("test")
         if train_rows is None:
             raise ConfigError("data.source: it has no train split (a folder needs train.jsonl or train.parquet)")
-        train = questions_of("train", train_rows)
+        rows = list(train_rows)
+        train = questions_of("train", rows)
         if test_rows is None:
             warnings.warn(
                 f"data.source has no test split; {self.val_size} train problems are held out for it", stacklevel=2
@@ -123,7 +137,21 @@ class GSM8KDataModule(LightningDataModule):
         warn_if_alike(test)
         train, val = self._hold_out(train, self.split_seed)
         self.questions = {"train": train, "val": val, "test": test}
+        if self.examples_to_draw:  # after the hold-outs, which are then the same with and without examples
+            examples, self.questions["train"] = draw_examples(train, rows, self.examples_to_draw, self.split_seed)
+            self.prompt_format = replace(self.prompt_format, few_shot=examples)
+            self.prompt_format.check_with(tokenizer)
+            self.questions = {
+                split: rewrite_prompts(
+                    questions, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows
+                )
+                for split, questions in self.questions.items()
+            }
         self._encoded_for = name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the data: the prompt, with which alone its policy is what was trained."""
+        return self.prompt_format.as_saved()
 
     def _name_of_policy(self) -> str:
         """Name the policy that the trainer trains."""

@@ -4,45 +4,171 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlvr_pl.data.chat_templates import QUESTION, Message, carries_prompt, carrying, plain_template
+from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.types import ConfigError
 
 SYSTEM_PROMPT = (
     "Reason step by step in <reasoning>...</reasoning>, then give only the final number in <answer>...</answer>."
 )
+PLAIN_FORMAT = "Question: {question}\n\nAnswer:"
 
 _MASK = "\ue000"  # of Unicode's private use area: in no special token
+_SAVED = "prompt_format"  # its place in the data module's state
+_SHOWN = 60  # characters of a setting in a message
 
 
-def format_prompt(
-    tokenizer: PreTrainedTokenizerBase, question: str, system_prompt: str, chat_template: bool = True
-) -> str:
-    """Write the prompt for one question: by the tokenizer's chat template, or plain where it has none.
+@dataclass(frozen=True)
+class Example:
+    """A question that is answered in the prompt, before the one that is asked.
 
     Args:
-        tokenizer: whose chat template is used.
         question: the user's turn.
-        system_prompt: the system's turn; empty leaves it out.
-        chat_template: False asks for the plain form even where there is a template.
-
-    Raises:
-        ConfigError: if the template fails.
+        answer: what a completion should look like.
     """
-    if tokenizer.chat_template is None or not chat_template:
-        return "\n\n".join([system_prompt] * bool(system_prompt) + [f"Question: {question}", "Answer:"])
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages.append({"role": "user", "content": question})
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # whatever a stranger's template stumbles over
-        raise ConfigError(
-            f"model.policy: the chat template of {tokenizer.name_or_path!r} fails ({' '.join(str(error).split())}). "
-            "Mend it, or leave out the system's turn with --data.system_prompt '', or the whole template with "
-            "--data.chat_template false"
-        ) from error
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """What stands in a prompt beside its question, and how it is written.
+
+    Attributes:
+        system_prompt: the system's turn; empty leaves it out.
+        few_shot: examples, as turns of the user and the assistant.
+        chat_template: False asks for the plain form even where the tokenizer has a template.
+        plain_format: the plain form, which holds ``{question}`` once.
+    """
+
+    system_prompt: str = SYSTEM_PROMPT
+    few_shot: tuple[Example, ...] = ()
+    chat_template: bool = True
+    plain_format: str = PLAIN_FORMAT
+
+    @property
+    def before(self) -> list[Message]:
+        """The messages before the question."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        examples = [
+            {"role": role, "content": content}
+            for example in self.few_shot
+            for role, content in (("user", example.question), ("assistant", example.answer))
+        ]
+        return [*system, *examples]
+
+    def check(self) -> None:
+        """Refuse a plain form without a place for the question.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        if self.plain_format.count(QUESTION) != 1:
+            raise ConfigError(f"data.plain_format is {self.plain_format!r}; it must hold {QUESTION} once")
+
+    def check_with(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse what cannot be written with a tokenizer, once rather than for each row.
+
+        Raises:
+            ConfigError: if the chat template fails, or an example holds a special token, which would forge a turn.
+        """
+        for i, example in enumerate(self.few_shot):
+            if forged := special_tokens(tokenizer).search(f"{example.question}\n{example.answer}"):
+                raise ConfigError(
+                    f"data.few_shot: example {i + 1} holds the special token {forged[0]!r}, which would not be read as "
+                    "text; give other examples"
+                )
+        self.write(tokenizer, "1 + 1 = ?")
+
+    def write(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+        """Write the prompt for one question: by the tokenizer's chat template, or plain where it has none.
+
+        Raises:
+            ConfigError: if the template fails.
+        """
+        plain = tokenizer.chat_template is None or not self.chat_template
+        template = plain_template(self.plain_format) if plain else None
+        messages = [*self.before, {"role": "user", "content": question}]
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, chat_template=template, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # whatever a stranger's template stumbles over
+            turns = " and the examples with --data.few_shot 0" if self.few_shot else ""
+            raise ConfigError(
+                f"model.policy: the chat template of {tokenizer.name_or_path!r} fails "
+                f"({' '.join(str(error).split())}). Mend it, or leave out the system's turn with "
+                f"--data.system_prompt ''{turns}, or the whole template with --data.chat_template false"
+            ) from error
+
+    def put_into(self, folder: Path) -> None:
+        """Have the tokenizer in a model folder write this prompt around messages without a system turn.
+
+        ``apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)`` then gives the
+        prompt that training used. A conversation with a system turn is written as it stands, without the examples.
+
+        Args:
+            folder: of an exported model, in which the tokenizer's files lie.
+        """
+        tokenizer = load_tokenizer(str(folder))
+        known = tokenizer.chat_template
+        if known is None or not self.chat_template:
+            tokenizer.chat_template = carrying(plain_template(self.plain_format), self.before)
+        elif isinstance(known, Mapping):
+            tokenizer.chat_template = {name: carrying(template, self.before) for name, template in known.items()}
+        else:
+            tokenizer.chat_template = carrying(known, self.before)
+        tokenizer.save_pretrained(folder)
+
+    def as_saved(self) -> dict[str, Any]:
+        """Write it for a checkpoint."""
+        return {_SAVED: asdict(self) | {"few_shot": [asdict(example) for example in self.few_shot]}}
+
+    def changes_since(self, saved: PromptFormat | None) -> list[str]:
+        """Say what differs from the prompt of a checkpoint's run, if that is known."""
+        return [
+            f"data.{key} is {_short(getattr(self, key))} and was {_short(getattr(saved, key))}"
+            for key in (asdict(self) if saved is not None else ())
+            if getattr(self, key) != getattr(saved, key)
+        ]
+
+
+def _short(value: Any) -> str:
+    text = f"{len(value)} examples" if isinstance(value, tuple) else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def format_of(tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """Choose the prompt for a tokenizer by itself: the one that it carries, or else the usual one."""
+    usual = PromptFormat()
+    return replace(usual, system_prompt="") if carries_prompt(tokenizer.chat_template) else usual
+
+
+def saved_prompt(checkpoint: Mapping[str, Any]) -> PromptFormat | None:
+    """Read the prompt of a checkpoint's run; None where it was written before it held one."""
+    parts = (
+        part for part in checkpoint.values() if isinstance(part, Mapping)
+    )  # the data module's has its class's name
+    saved = next((part[_SAVED] for part in parts if _SAVED in part), None)
+    if saved is None:
+        return None
+    return PromptFormat(**{**saved, "few_shot": tuple(Example(**example) for example in saved["few_shot"])})
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Compile what finds a tokenizer's special tokens in a text, the longest first."""
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
 
 
 class PromptEncoder:
@@ -60,10 +186,8 @@ class PromptEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, format_question: Callable[[str], str]) -> None:
         self.tokenizer = tokenizer
         self.format_question = format_question
-        special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special_ids = set(special)
-        longest_first = sorted(special.values(), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = special_tokens(tokenizer)
 
     def __call__(self, question: str) -> tuple[str, tuple[int, ...]]:
         """Return the prompt and its P tokens.
@@ -95,6 +219,6 @@ def warn_if_plain(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.chat_template is None:
         warnings.warn(
             f"The tokenizer {tokenizer.name_or_path!r} has no chat template; prompts use the plain form "
-            "'Question: … Answer:'. Give it a chat_template, or use an instruction-tuned model.",
+            "(data.plain_format). Give it a chat_template, or use an instruction-tuned model.",
             stacklevel=2,
         )

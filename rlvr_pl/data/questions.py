@@ -6,7 +6,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +16,7 @@ from rlvr_pl.rewards import gold_answer
 from rlvr_pl.types import ConfigError, Question
 
 BadRows = Literal["refuse", "drop"]
+Row = TypeVar("Row")
 
 _SHOWN = 5  # bad rows named in a message
 _ENOUGH = 100  # questions, of which fewer are a trial
@@ -45,11 +47,40 @@ def build_questions(
         ConfigError: if rows cannot be used and ``bad_rows`` is ``refuse``, naming them counted from 1; or if none can.
     """
     encode = PromptEncoder(tokenizer, format_question)
+
+    def build(index: int, row: object) -> Question:
+        return _build_question(index, row, encode, max_prompt_tokens, cluster)
+
+    return _usable(enumerate(rows), build, split, bad_rows)
+
+
+def rewrite_prompts(
+    questions: Iterable[Question],
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    format_question: Callable[[str], str],
+    max_prompt_tokens: int,
+    bad_rows: BadRows,
+) -> list[Question]:
+    """Give questions other prompts; the arguments, and what is refused or dropped, are ``build_questions``'s."""
+    encode = PromptEncoder(tokenizer, format_question)
+
+    def rewrite(_: int, question: Question) -> Question:
+        prompt, prompt_ids = _write_prompt(question.question, encode, max_prompt_tokens)
+        return replace(question, prompt=prompt, prompt_ids=prompt_ids)
+
+    return _usable(((question.index, question) for question in questions), rewrite, split, bad_rows)
+
+
+def _usable(
+    numbered: Iterable[tuple[int, Row]], build: Callable[[int, Row], Question], split: str, bad_rows: BadRows
+) -> list[Question]:
+    """Build what can be built; refuse the rest, or drop it and say so."""
     questions: list[Question] = []
     bad: list[str] = []
-    for index, row in enumerate(rows):
+    for index, row in numbered:
         try:
-            questions.append(_build_question(index, row, encode, max_prompt_tokens, cluster))
+            questions.append(build(index, row))
         except ValueError as error:
             bad.append(f"row {index + 1}: {str(error).removesuffix('.')}")
     total = len(questions) + len(bad)
@@ -58,7 +89,7 @@ def build_questions(
         message = f"data.source: {len(bad)} of {total} rows of the {split} split cannot be used: {shown}"
         if bad_rows == "refuse":
             raise ConfigError(f"{message}. Fix them, or leave them out with --data.bad_rows drop")
-        warnings.warn(f"{message}. They were dropped (data.bad_rows: drop)", stacklevel=2)
+        warnings.warn(f"{message}. They were dropped (data.bad_rows: drop)", stacklevel=3)
     if not questions:
         raise ConfigError(f"data.source: the {split} split has no usable rows")
     return questions
@@ -91,12 +122,17 @@ def _build_question(
             raise ValueError(f"{key!r} is empty")
         value.encode()  # a lone surrogate, which JSON can spell, is a ValueError here and a TypeError to tokenizers
     gold = gold_answer(row["answer"])
-    prompt, prompt_ids = encode(row["question"])
-    if not prompt_ids:
-        raise ValueError("its prompt is empty: the chat template leaves the question out")
-    if len(prompt_ids) > max_prompt_tokens:
-        raise ValueError(f"its prompt has {len(prompt_ids)} tokens, over data.max_prompt_tokens {max_prompt_tokens}")
+    prompt, prompt_ids = _write_prompt(row["question"], encode, max_prompt_tokens)
     member_of = "" if cluster is None else str(row.get(cluster) or "")
     if cluster is not None and not member_of:
         raise ValueError(f"{cluster!r} (data.cluster) is missing")
     return Question(index, row["question"], gold, prompt, prompt_ids, member_of)
+
+
+def _write_prompt(question: str, encode: PromptEncoder, max_prompt_tokens: int) -> tuple[str, tuple[int, ...]]:
+    prompt, prompt_ids = encode(question)
+    if not prompt_ids:
+        raise ValueError("its prompt is empty: the chat template leaves the question out")
+    if len(prompt_ids) > max_prompt_tokens:
+        raise ValueError(f"its prompt has {len(prompt_ids)} tokens, over data.max_prompt_tokens {max_prompt_tokens}")
+    return prompt, prompt_ids

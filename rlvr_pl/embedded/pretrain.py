@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rlvr_pl.data.problems import Story, problem_stream
-from rlvr_pl.data.prompts import SYSTEM_PROMPT, format_prompt
+from rlvr_pl.data.prompts import SYSTEM_PROMPT, PromptFormat
 from rlvr_pl.data.solutions import Work
 from rlvr_pl.embedded.annotators import annotate, read_steps
 from rlvr_pl.pretrained import EMBEDDED_MODEL, stop_token_ids
@@ -107,7 +107,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[tor
 
     def example() -> tuple[torch.Tensor, torch.Tensor]:
         problem = next(stream)
-        prompt = tokenizer(format_prompt(tokenizer, problem.question, SYSTEM_PROMPT))["input_ids"]
+        prompt = tokenizer(PromptFormat().write(tokenizer, problem.question))["input_ids"]
         solution = solution_text(annotate(problem.steps, rng), tagged=rng.random() < TAGGED_SHARE)
         completion = [*tokenizer(solution)["input_ids"], tokenizer.eos_token_id]
         return torch.tensor(prompt + completion), torch.tensor([-100] * len(prompt) + completion)
@@ -127,7 +127,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[tor
 
 def clean_share(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Story]) -> float:
     """Measure competence: the share of sampled steps that are done in one of the two ways, without an error."""
-    prompts = [format_prompt(tokenizer, problem.question, SYSTEM_PROMPT) for problem in problems]
+    prompts = [PromptFormat().write(tokenizer, problem.question) for problem in problems]
     engine = LeanEngine(model, stop_token_ids(model, tokenizer), pad_id=0)
     noise = torch.rand((len(problems), MAX_COMPLETION_TOKENS), generator=torch.Generator().manual_seed(0))
     rollout = engine.generate(tokenizer(prompts)["input_ids"], 1, Sampling(MAX_COMPLETION_TOKENS, 1.0), noise)

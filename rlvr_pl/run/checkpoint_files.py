@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,16 @@ def check_architecture(checkpoint: dict[str, Any], shapes: dict[str, torch.Size]
     )
 
 
-def check_same_run(checkpoint: dict[str, Any], settings: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with another seed, objective or policy, which would be another run.
+def check_same_run(
+    checkpoint: dict[str, Any], settings: Mapping[str, Any], path: Path, other_changes: Sequence[str] = ()
+) -> None:
+    """Refuse to go on with another seed, objective, policy or prompt, which would be another run.
 
     Args:
         checkpoint: as ``read_checkpoint`` gives it.
         settings: of the run that would go on: the module's hyperparameters.
         path: the checkpoint's file.
+        other_changes: what else is known to differ, such as the prompt.
 
     Raises:
         ConfigError: with the differences, and how to go on all the same.
@@ -162,6 +165,7 @@ def check_same_run(checkpoint: dict[str, Any], settings: Mapping[str, Any], path
         for name, flag in flags.items()
         if _same_place(settings[name]) != _same_place(before.get(name))
     ]
+    changes += other_changes
     if changes:
         raise ConfigError(
             f"ckpt_path: {path} is of another run: {', '.join(changes)}. Leave it as it was, leave --ckpt_path out to "

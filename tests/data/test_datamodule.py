@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rlvr_pl.data import EmbeddedProblems, GSM8KDataModule, HubDataset
-from rlvr_pl.data.prompts import SYSTEM_PROMPT
+from rlvr_pl.data.prompts import SYSTEM_PROMPT, PromptFormat
 from rlvr_pl.pretrained import EMBEDDED_MODEL
 from rlvr_pl.randomness import hold_out, prompt_order
 from rlvr_pl.types import ConfigError, PromptBatch, Question
@@ -188,7 +188,7 @@ def test_defaults() -> None:
     data = GSM8KDataModule()
     assert isinstance(data.source, HubDataset)
     assert (data.source.path, data.source.name) == ("openai/gsm8k", "main")
-    assert (data.system_prompt, data.tokenizer_name) == (SYSTEM_PROMPT, None)
+    assert (data.prompt_format, data.tokenizer_name) == (PromptFormat(SYSTEM_PROMPT), None)
 
 
 def test_the_embedded_problems() -> None:
