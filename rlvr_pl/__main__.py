@@ -1,4 +1,4 @@
-"""``rlvr_pl {fit,validate,test,predict,plan,compare,report}``, and ``python -m rlvr_pl`` likewise."""
+"""``rlvr_pl {fit,validate,test,predict,chat,plan,compare,report}``, and ``python -m rlvr_pl`` likewise."""
 
 import os
 import sys

@@ -54,6 +54,7 @@ DEFAULT_LOSS = "GSPO"
 _CANNOT_BE_MADE = (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError, OSError)
 # Subcommands that are no method of a trainer, and have parsers of their own.
 OTHER_COMMANDS = {
+    "chat": "Answer questions in the terminal, by a run's checkpoint or by any model.",
     "plan": "Say what a run needs before it has a GPU: memory, disk, arithmetic, time.",
     "compare": "Run arms × seeds under one budget, go on with them, and write the report.",
     "report": "Write the report of a folder of runs, finished or not.",
@@ -444,6 +445,10 @@ class _Rehearsal(RLVRCommandLine):
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
+    @property
+    def place(self) -> Place:
+        return self._place
+
     def whole_config(self) -> dict[str, Any]:
         return yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
 
@@ -455,3 +460,15 @@ def resolve(arguments: Sequence[str]) -> Flat:
         ConfigError: if fit would refuse it.
     """
     return settings_of(flatten(_Rehearsal(arguments).whole_config()))
+
+
+def place_of_runs(arguments: Sequence[str]) -> Place:
+    """Say where a command with these arguments looks for runs.
+
+    Args:
+        arguments: of an evaluation such as ``test``, since ``fit`` refuses a folder that holds a run.
+
+    Raises:
+        ConfigError: if the command would refuse them.
+    """
+    return _Rehearsal(arguments).place

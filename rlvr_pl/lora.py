@@ -23,6 +23,7 @@ from rlvr_pl.randomness import adapter_start
 from rlvr_pl.types import ConfigError, check_at_least
 
 _ADAPTER = "default"  # peft's own name for it
+_SETTING = "model.lora."  # before its settings in a flat configuration
 _KEY = ".lora_"  # in the name of every parameter of an adapter, and of no other
 
 
@@ -42,6 +43,12 @@ class LoRA:
     lora_alpha: int = 32
     target_modules: list[str] | None = None
     lora_dropout: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> LoRA | None:
+        """Read the adapter of a whole flat configuration of ``fit``; None where it has none."""
+        values = {key.removeprefix(_SETTING): value for key, value in settings.items() if key.startswith(_SETTING)}
+        return cls(**values) if values else None
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is loaded.

@@ -70,6 +70,10 @@ def _run(arguments: Sequence[str]) -> None:
         from rlvr_pl.plan.command import plan_command
 
         plan_command(rest)
+    elif command == "chat":
+        from rlvr_pl.chat.command import chat_command
+
+        chat_command(rest)
     else:
         assert command not in OTHER_COMMANDS
         RLVRCommandLine(arguments)

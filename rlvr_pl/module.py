@@ -552,14 +552,18 @@ class GroupPolicyModule(LightningModule):
         self.evaluate(prompts)
         return self.evaluation_records[-len(prompts.questions) * self.eval_samples :]
 
-    def evaluate(self, prompts: PromptBatch) -> None:
-        """Answer and grade a batch of questions."""
+    def answer(self, prompts: PromptBatch) -> Rollout:
+        """Sample completions as an evaluation does, ``eval_samples`` a question."""
         noise = None
         if self.eval_sampling.temperature > 0:
             tokens = self.eval_sampling.max_completion_tokens
             noise = evaluation_noise(self.seed, prompts.indices, self.eval_samples, tokens)
         prompt_ids = [q.prompt_ids for q in prompts.questions]
-        rollout = self.engine.generate(prompt_ids, self.eval_samples, self.eval_sampling, noise)
+        return self.engine.generate(prompt_ids, self.eval_samples, self.eval_sampling, noise)
+
+    def evaluate(self, prompts: PromptBatch) -> None:
+        """Answer and grade a batch of questions."""
+        rollout = self.answer(prompts)
         completions = self.read(rollout, prompts)
         grades = [grade(completion) for completion in completions]
         self.evaluation_metrics.update(grades)

@@ -45,10 +45,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_files": {"types"},
     "lightning_settings": {"types"},
     "cli": {"types", "losses", "lora", "data", "pretrained", "run", "module", "config_files", "lightning_settings"},
+    "chat": {
+        *("types", "losses", "rewards", "lora", "data", "rollout", "evaluation", "run", "module", "cli"),
+    },
     "plan": {"types", "lora", "pretrained", "rollout", "memory", "run", "cli"},
     "report": {"types", "proportion", "rewards", "data", "run", "cli"},
     "compare": {"types", "config_files", "run", "cli", "report"},
-    "main": {"types", "run", "cli", "plan", "report", "compare"},
+    "main": {"types", "run", "cli", "chat", "plan", "report", "compare"},
     "__main__": {"version", "run", "main"},
     "embedded": {"data", "pretrained", "report", "rollout", "run", "types"},
 }

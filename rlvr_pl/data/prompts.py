@@ -144,8 +144,9 @@ class PromptFormat:
 
 
 def _short(value: Any) -> str:
-    text = f"{len(value)} examples" if isinstance(value, tuple) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    if isinstance(value, tuple):
+        return f"{len(value)} examples"
+    return repr(f"{value[:_SHOWN]}…" if isinstance(value, str) and len(value) > _SHOWN else value)
 
 
 def format_of(tokenizer: PreTrainedTokenizerBase) -> PromptFormat:

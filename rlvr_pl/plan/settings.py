@@ -19,7 +19,6 @@ from rlvr_pl.run.configuration import Flat
 from rlvr_pl.types import ConfigError
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}  # as Lightning abbreviates them
-_LORA = "model.lora."
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class PlannedRun:
             micro_batch_tokens=settings["model.micro_batch_tokens"],
             gradient_checkpointing=settings["model.gradient_checkpointing"],
             release_rollout_memory=settings["model.release_rollout_memory"],
-            lora=_lora(settings),
+            lora=LoRA.of(settings),
         )
         if run.precision not in ("32-true", "bf16-mixed", "bf16-true"):
             raise ConfigError(f"trainer.precision is {precision}; a plan knows 32-true, bf16-mixed and bf16-true")
@@ -163,11 +162,6 @@ class PlannedRun:
             return estimate
         buckets = {"gradients on their way to other devices": self.learning}  # DDP makes them once, and keeps them
         return MemoryEstimate(estimate.rollout | buckets, estimate.update | buckets)
-
-
-def _lora(settings: Flat) -> LoRA | None:
-    values = {key.removeprefix(_LORA): value for key, value in settings.items() if key.startswith(_LORA)}
-    return LoRA(**values) if values else None
 
 
 def _count(devices: Any) -> int:

@@ -47,6 +47,8 @@ class RolloutEngine(ABC):
 
     Attributes:
         on_progress: told now and then while completions end.
+        on_tokens: told the tokens of a lone completion so far, each time that there are more; not where a call has
+            several sequences.
     """
 
     def __init__(self, policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int, slots: int = 256) -> None:
@@ -55,6 +57,7 @@ class RolloutEngine(ABC):
         self.pad_id = pad_id
         self.slots = slots
         self.on_progress: Callable[[Progress], None] | None = None
+        self.on_tokens: Callable[[list[int]], None] | None = None
 
     @abstractmethod
     def generate(

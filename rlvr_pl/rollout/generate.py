@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,15 +19,20 @@ from rlvr_pl.types import Rollout
 class _ChosenToken(LogitsProcessor):
     """Chooses the token itself and leaves ``generate()``, in greedy mode, no other: so the noise is ours."""
 
-    def __init__(self, temperature: float, noise: Tensor | None) -> None:
+    def __init__(self, temperature: float, noise: Tensor | None, told: Callable[[list[int]], None] | None) -> None:
         self.temperature = temperature
         self.noise = noise
         self.logprobs: list[Tensor] = []  # one (N,) a step
+        self.told = told
+        self.tokens: list[int] = []  # of a lone sequence that somebody is told of
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         uniforms = None if self.noise is None else self.noise[:, len(self.logprobs)]
         tokens, logprobs = choose_tokens(scores.float(), self.temperature, uniforms)
         self.logprobs.append(logprobs)
+        if self.told is not None:
+            self.tokens += tokens.tolist()
+            self.told([*self.tokens])
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
 
 
@@ -47,7 +52,7 @@ class GenerateEngine(RolloutEngine):
             for first in range(0, len(repeated), self.slots):
                 part = slice(first, first + self.slots)
                 uniforms = None if noise is None else noise[part].to(self.policy.device)
-                chosen = _ChosenToken(sampling.temperature, uniforms)
+                chosen = _ChosenToken(sampling.temperature, uniforms, self.on_tokens if len(repeated) == 1 else None)
                 tokens = self._sample(repeated[part], chosen)
                 is_stop = torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
                 mask = is_stop.cumsum(dim=1) == is_stop  # up to the first stop token, and on it

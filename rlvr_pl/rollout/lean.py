@@ -173,6 +173,8 @@ class LeanEngine(RolloutEngine):
 
     def _report(self, call: _Call) -> None:
         ended, seconds = call.admitted - self.rows.count, time.perf_counter() - call.start
+        if self.on_tokens is not None and call.sequences == 1:
+            self.on_tokens(self.rows.first_sequence(call.budget))
         due = ended == call.sequences or seconds - call.reported >= _SECONDS_BETWEEN_REPORTS
         if self.on_progress is not None and due:
             call.reported = seconds

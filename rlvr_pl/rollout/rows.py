@@ -98,6 +98,11 @@ class Rows:
         """Count the tokens so far."""
         return int((self.tokens[: self.spare] != _UNWRITTEN).sum())
 
+    def first_sequence(self, budget: int) -> list[int]:
+        """Read the tokens so far of sequence 0."""
+        tokens = self.tokens[:budget]
+        return tokens[tokens != _UNWRITTEN].tolist()
+
     def read(self, sequences: int, budget: int) -> tuple[Tensor, Tensor, Tensor]:
         """Read tokens (N, T), anything on pads; mask (N, T); log-probabilities (N, T). T is the longest completion."""
         tokens, logprobs = (x[: sequences * budget].view(sequences, budget) for x in (self.tokens, self.logprobs))

@@ -176,7 +176,9 @@ def _setting(config: Flat, key: str) -> str | None:
     if not inside:
         return None if config.get(key) is None else str(config[key])
     name = str(inside.pop("class_path", "")).rpartition(".")[2]
-    made_with = ", ".join(f"{k.removeprefix('init_args.')} {v}" for k, v in inside.items() if v not in (None, False))
+    made_with = ", ".join(
+        f"{k.removeprefix('init_args.')} {v}" for k, v in inside.items() if v is not None and v is not False
+    )
     return ": ".join(part for part in (name, made_with) if part)
 
 

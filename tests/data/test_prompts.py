@@ -197,7 +197,7 @@ def test_a_checkpoint_says_with_which_prompt_it_was_trained() -> None:
     assert saved == data.prompt_format
     assert data.prompt_format.changes_since(saved) == []
     assert load().prompt_format.changes_since(saved) == [
-        "data.system_prompt is 'Reason step by step in <reasoning>...</reasoning>, then giv… and was 'Be brief.'",
+        "data.system_prompt is 'Reason step by step in <reasoning>...</reasoning>, then give…' and was 'Be brief.'",
         "data.few_shot is 0 examples and was 2 examples",
         "data.plain_format is 'Question: {question}\\n\\nAnswer:' and was 'Q: {question}\\nA:'",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -10,16 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 import rlvr_pl.module
+from rlvr_pl.cli import resolve
+from rlvr_pl.data import EmbeddedProblems
 from rlvr_pl.main import main
 from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.run.lock import try_lock
-from rlvr_pl.run.records import read_records
+from rlvr_pl.run.records import read_records, records_path
+from rlvr_pl.run.terminal import visible
 from tests.helpers.paths import CONFIGS
 from tests.helpers.policies import make_tiny_policy
-from tests.helpers.runs import charts_of, has_samples, hparams_of, read_scalars, tiny_run
+from tests.helpers.runs import best_rollout, charts_of, has_samples, hparams_of, last_state, read_scalars, tiny_run
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
 
@@ -214,6 +219,47 @@ def test_the_exported_model_is_the_best_checkpoint(run: Path) -> None:
         torch.testing.assert_close(weight, best[f"policy.{name}"], rtol=0, atol=0)
 
 
+def test_the_exported_model_says_what_it_is_and_how_it_is_loaded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = ModelCard.load(run / "best_model" / "README.md")
+    tokens = last_state(run)["completion_tokens"]
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["reinforcement-learning", "rlvr", "gspo"],
+    }
+    for row in (
+        "| objective | GSPO: clip_low 0.0003, clip_high 0.0004, beta 0.0, advantage_eps 0.0001 |",
+        "| rewards | 1 × digit_share |",
+        f"| budget | 6 rollouts, 192 completions, {tokens:,} completion tokens, 12 optimizer steps |",
+        "| test | 6 | strict (in the tags) | 0.0% [0.0, 39.0] | 0.0% [0.0, 39.0] |",
+    ):
+        assert row in card.text.splitlines()
+    (program,) = re.findall(r"```python\n(.*?)\n```", card.text, flags=re.DOTALL)
+    assert len(program.splitlines()) == 5
+    exec(program, {})
+    printed = capsys.readouterr().out
+    question = json.loads(re.findall(r'"content": (".*?")', program)[0])
+    main(["chat", "--model", str(run / "best_model"), "--max_tokens=10", f"--question={question}"])
+    assert visible(printed).strip() == capsys.readouterr().out.partition("\n[ended after 10 tokens")[0].strip()
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last", "{run}", "{run}/checkpoints/best.ckpt"])
+def test_chat_answers_as_the_evaluation_did(checkpoint: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--run_dir", str(run)] if checkpoint in ("best", "last") else []
+    row = next(iter(EmbeddedProblems(train_size=22, test_size=6)("test") or ()))
+    main(["chat", "--ckpt", checkpoint.format(run=run), *where, "--question", row["question"]])
+    records = read_records(records_path(run, "test", best_rollout(run) if "best" in checkpoint else 6))
+    assert capsys.readouterr().out.partition("\n[ended after 10 tokens")[0] == visible(records[0]["completion"])
+
+
+def test_examples_may_stand_in_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("data: {few_shot: [{question: 1 + 1 = ?, answer: <answer>2</answer>}]}")
+    settings = resolve(["fit", f"--config={QUICKSTART}", f"--config={file}"])
+    assert settings["data.few_shot"] == [{"question": "1 + 1 = ?", "answer": "<answer>2</answer>"}]
+    assert resolve(["fit", f"--config={QUICKSTART}", "--data.few_shot=4"])["data.few_shot"] == 4
+
+
 def test_a_second_run_loses_nothing_of_the_first(
     policy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +285,7 @@ def test_a_second_run_loses_nothing_of_the_first(
         ({}, r"version_0 is finished, with 6 rollouts; raise data\.max_rollouts above that"),
         ({"model.loss": "GRPO"}, r"last\.ckpt is of another run: model\.loss is GRPO and was GSPO"),
         ({"seed_everything": 1}, r"seed_everything is 1 and was 0"),
+        ({"data.system_prompt": "Rhyme."}, r"data\.system_prompt is 'Rhyme\.' and was 'Reason step by step in"),
         ({"model.optimizer": "torch.optim.SGD"}, r"holds the moments of torch\.optim\.adamw\.AdamW"),
         (
             {"model.policy": "embedded", "resume_point.allow_changes": "true"},

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from rlvr_pl.scoring import score
 from rlvr_pl.types import Rollout
 from tests.helpers.engines import (
     PROMPTS,
+    STOP_IDS,
     assert_same,
     completions,
     huggingface_greedy,
@@ -35,6 +37,23 @@ Sample = Callable[..., Rollout]
 def sample(request: pytest.FixtureRequest) -> Sample:
     """A rollout by a new engine of each kind."""
     return partial(sample_with, request.param)
+
+
+# Progress
+
+
+@pytest.mark.parametrize("kind", [LeanEngine, GenerateEngine])
+def test_a_lone_completion_is_told_while_it_grows(kind: type[LeanEngine] | type[GenerateEngine]) -> None:
+    engine, told = kind(tiny_model(), STOP_IDS, pad_id=0), list[list[int]]()
+    engine.on_tokens = told.append
+    (whole,) = completions(sample_with(engine, engine.policy, PROMPTS[:1], group_size=1, tokens=8))
+    assert len(whole) > 2
+    assert told[-1] == whole
+    assert all(earlier == later[: len(earlier)] for earlier, later in pairwise(told))
+    assert {len(tokens) for tokens in told} >= {*range(2, len(whole) + 1)}
+    told.clear()
+    sample_with(engine, engine.policy, PROMPTS[:1], group_size=2, tokens=8)
+    assert told == []
 
 
 # Greedy

@@ -1,0 +1,1 @@
+"""``python -m rlvr_pl chat``: a policy's answers in the terminal, as they are written."""
