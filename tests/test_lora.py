@@ -329,6 +329,14 @@ def test_the_exported_model_is_merged_and_the_adapter_lies_beside_it(run: Path, 
     assert (together - before).abs().max() > 1e-3
 
 
+def test_chat_reads_the_adapter_of_a_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--question", "1 + 1 = ?", "--max_tokens", "10"]
+    main(["chat", "--ckpt", str(run / "checkpoints" / "best.ckpt"), *asked])
+    adapted = capsys.readouterr().out
+    main(["chat", "--model", str(run / "best_model"), *asked])
+    assert capsys.readouterr().out == adapted
+
+
 def test_a_checkpoint_of_another_adapter_is_refused(
     run: Path, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

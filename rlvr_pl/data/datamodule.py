@@ -34,9 +34,10 @@ class GSM8KDataModule(LightningDataModule):
         system_prompt: what the chat template's system turn says; empty leaves the turn out.
         few_shot: examples that stand in every prompt, as turns of a chat: a number of them to draw from the training
             questions, or a list such as [{question: 1 + 1 = ?, answer: <answer>2</answer>}]. Those that are drawn are
-            trained on no more; they are the same for all seeds, and are written in the tags.
+            trained on no more; they are the same for all seeds, and are written in the tags. Null has none.
         chat_template: false writes prompts in the plain form, without the tokenizer's chat template.
-        plain_format: the plain form; the system prompt stands before it, an example's answer behind it.
+        plain_format: the plain form, null for "Question: {question}", an empty line and "Answer:". The system prompt
+            stands before it, an example's answer behind it.
         prompts_per_rollout: B over all ranks; each gets ``model.group_size`` completions.
         max_rollouts: the training budget.
         val_size: how many train problems are held out for validation.
@@ -55,9 +56,9 @@ class GSM8KDataModule(LightningDataModule):
         source: str | DataSource = "openai/gsm8k",
         tokenizer: str | None = None,
         system_prompt: str = SYSTEM_PROMPT,
-        few_shot: int | list[Example] = 0,
+        few_shot: int | list[Example] | None = None,
         chat_template: bool = True,
-        plain_format: str = PLAIN_FORMAT,
+        plain_format: str | None = None,
         prompts_per_rollout: int = 32,
         max_rollouts: int = 200,
         val_size: int = 256,
@@ -81,11 +82,15 @@ class GSM8KDataModule(LightningDataModule):
         check_at_least(0, "data", seed=seed, split_seed=split_seed)
         self.source = find_source(source)
         self.tokenizer_name = tokenizer
-        given = () if isinstance(few_shot, int) else tuple(few_shot)
-        self.prompt_format = PromptFormat(system_prompt, given, chat_template, plain_format)
-        self.prompt_format.check()
         self.examples_to_draw = few_shot if isinstance(few_shot, int) else 0
         check_at_least(0, "data", few_shot=self.examples_to_draw)
+        self.prompt_format = PromptFormat(
+            system_prompt,
+            few_shot=tuple(few_shot) if isinstance(few_shot, list) else (),
+            chat_template=chat_template,
+            plain_format=PLAIN_FORMAT if plain_format is None else plain_format,
+        )
+        self.prompt_format.check()
         self.prompts_per_rollout = prompts_per_rollout
         self.max_rollouts = max_rollouts
         self.val_size = val_size

@@ -104,7 +104,7 @@ class PromptFormat:
                 )
             )
         except Exception as error:  # whatever a stranger's template stumbles over
-            turns = " and the examples with --data.few_shot 0" if self.few_shot else ""
+            turns = " and the examples with --data.few_shot null" if self.few_shot else ""
             raise ConfigError(
                 f"model.policy: the chat template of {tokenizer.name_or_path!r} fails "
                 f"({' '.join(str(error).split())}). Mend it, or leave out the system's turn with "

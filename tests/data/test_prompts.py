@@ -22,7 +22,7 @@ EXAMPLES = (Example("1 + 1 = ?", "<answer>2</answer>"), Example("2 + 2 = ?", "<a
 ODD = "Say \"é\", 'ж' or \\n.\n\tNo {{ braces }} {% nor %} {# this #}: 数."
 
 
-def load(few_shot: int | list[Example] = 0, **settings: Any) -> GSM8KDataModule:
+def load(few_shot: int | list[Example] | None = None, **settings: Any) -> GSM8KDataModule:
     source = EmbeddedProblems(train_size=60, test_size=20)
     data = GSM8KDataModule(source, tokenizer="embedded", val_size=8, few_shot=few_shot, **settings)
     data.setup()

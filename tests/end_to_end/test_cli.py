@@ -252,12 +252,15 @@ def test_chat_answers_as_the_evaluation_did(checkpoint: str, run: Path, capsys: 
     assert capsys.readouterr().out.partition("\n[ended after 10 tokens")[0] == visible(records[0]["completion"])
 
 
-def test_examples_may_stand_in_a_configuration(tmp_path: Path) -> None:
+def test_the_prompt_can_be_configured(tmp_path: Path) -> None:
     file = tmp_path / "few.yaml"
     file.write_text("data: {few_shot: [{question: 1 + 1 = ?, answer: <answer>2</answer>}]}")
     settings = resolve(["fit", f"--config={QUICKSTART}", f"--config={file}"])
     assert settings["data.few_shot"] == [{"question": "1 + 1 = ?", "answer": "<answer>2</answer>"}]
-    assert resolve(["fit", f"--config={QUICKSTART}", "--data.few_shot=4"])["data.few_shot"] == 4
+    settings = resolve(["fit", f"--config={QUICKSTART}", "--data.few_shot=4", "--data.plain_format=Q: {question}\nA:"])
+    assert settings["data.few_shot"] == 4
+    assert settings["data.plain_format"] == "Q: {question}\nA:"
+    assert resolve(["fit", f"--config={QUICKSTART}"])["data.few_shot"] is None
 
 
 def test_a_second_run_loses_nothing_of_the_first(
