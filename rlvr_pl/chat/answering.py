@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ class _Stream:
         self._write = write
         self._written = ""
 
-    def tokens(self, tokens: Sequence[int]) -> None:
+    def tokens(self, tokens: list[int]) -> None:
         self.show(str(self._tokenizer.decode(tokens, skip_special_tokens=True)).rstrip(_INCOMPLETE))
 
     def show(self, text: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-Message = Mapping[str, str]
+Message = dict[str, str]
 """``role`` and ``content``."""
 
 QUESTION = "{question}"  # its place in a plain form

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from rlvr_pl.data.few_shot import draw_examples
+from rlvr_pl.data.few_shot import draw_examples, leave_out
 from rlvr_pl.data.loaders import EvaluationLoader, RolloutLoader
 from rlvr_pl.data.prompts import PLAIN_FORMAT, SYSTEM_PROMPT, Example, PromptFormat, warn_if_plain
 from rlvr_pl.data.questions import BadRows, build_questions, rewrite_prompts, warn_if_alike
@@ -33,8 +33,8 @@ class GSM8KDataModule(LightningDataModule):
             the trainer trains.
         system_prompt: what the chat template's system turn says; empty leaves the turn out.
         few_shot: examples that stand in every prompt, as turns of a chat: a number of them to draw from the training
-            questions, or a list such as [{question: 1 + 1 = ?, answer: <answer>2</answer>}]. Those that are drawn are
-            trained on no more; they are the same for all seeds, and are written in the tags. Null has none.
+            questions, or a list such as [{question: 1 + 1 = ?, answer: <answer>2</answer>}]. Training questions
+            among them are not trained on. Those that are drawn are the same for all seeds and written in the tags.
         chat_template: false writes prompts in the plain form, without the tokenizer's chat template.
         plain_format: the plain form, null for "Question: {question}", an empty line and "Answer:". The system prompt
             stands before it, an example's answer behind it.
@@ -142,6 +142,7 @@ class GSM8KDataModule(LightningDataModule):
         warn_if_alike(test)
         train, val = self._hold_out(train, self.split_seed)
         self.questions = {"train": train, "val": val, "test": test}
+        self.questions["train"] = leave_out(self.questions, self.prompt_format.few_shot)
         if self.examples_to_draw:  # after the hold-outs, which are then the same with and without examples
             examples, self.questions["train"] = draw_examples(train, rows, self.examples_to_draw, self.split_seed)
             self.prompt_format = replace(self.prompt_format, few_shot=examples)

@@ -1,9 +1,9 @@
-"""Examples of a prompt that are drawn from the training questions."""
+"""Examples in the prompt: drawn from the training questions, or given; never of a question that is evaluated."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlvr_pl.data.prompts import Example
@@ -42,5 +42,28 @@ def draw_examples(
 def _example(question: Question, answer: str) -> Example:
     """Show a solution in the form that the system prompt asks for and the shipped rewards look for."""
     reasoning = _CALCULATOR.sub("", answer.rpartition(GOLD_MARK)[0]).strip()
-    solution = f"{REASONING_OPEN}\n{reasoning}\n{REASONING_CLOSE}\n{ANSWER_OPEN}\n{question.gold}\n{ANSWER_CLOSE}"
-    return Example(question.question, solution)
+    steps = f"{REASONING_OPEN}\n{reasoning}\n{REASONING_CLOSE}\n" if reasoning else ""
+    return Example(question.question, f"{steps}{ANSWER_OPEN}\n{question.gold}\n{ANSWER_CLOSE}")
+
+
+def leave_out(questions: Mapping[str, Sequence[Question]], examples: Sequence[Example]) -> list[Question]:
+    """Leave given examples out of the training questions.
+
+    Args:
+        questions: by split.
+        examples: of the prompt.
+
+    Returns:
+        The training questions that are none of them.
+
+    Raises:
+        ConfigError: if one is evaluated, or if no question would be left.
+    """
+    numbers = {example.question.strip(): i + 1 for i, example in enumerate(examples)}
+    for split in ("val", "test"):
+        if shown := next((n for q in questions[split] if (n := numbers.get(q.question.strip()))), None):
+            raise ConfigError(f"data.few_shot: example {shown} is a question of {split}; give another one")
+    train = [question for question in questions["train"] if question.question.strip() not in numbers]
+    if not train:
+        raise ConfigError("data.few_shot: every train problem is one of its examples; none is left to train on")
+    return train

@@ -75,11 +75,20 @@ def test_a_drawn_solution_is_written_in_the_tags() -> None:
     )
     assert len(left) == 1
 
+    (example,), _ = draw_examples(questions, [{"answer": "72"}] * 2, 1, seed=0)
+    assert example.answer == "<answer>\n72\n</answer>", "there is no solution to show"
 
-def test_given_examples_leave_all_questions_to_train_on() -> None:
+
+def test_given_examples_are_neither_trained_on_nor_evaluated() -> None:
     data = load(list(EXAMPLES))
     assert data.prompt_format.few_shot == EXAMPLES
     assert len(data.questions["train"]) == 52
+    shown = of_split(data, "train")[3]
+    assert of_split(load([Example(shown, "7")]), "train") == [q for q in of_split(data, "train") if q != shown]
+    for split in ("val", "test"):
+        with pytest.raises(ConfigError) as error:
+            load([EXAMPLES[0], Example(of_split(data, split)[2], "7")])
+        assert str(error.value) == f"data.few_shot: example 2 is a question of {split}; give another one"
 
 
 @pytest.mark.parametrize(
