@@ -5,10 +5,10 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check notebooks embedded benchmark clean
+.PHONY: help quickstart test check docs docs-serve notebooks embedded benchmark clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
@@ -27,6 +27,12 @@ check: $(READY) ## lint, format and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY) ## build the site of docs/ into site/
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(READY) ## show the site on http://127.0.0.1:8000, and anew when a page changes
+	$(BIN)/mkdocs serve --strict
+
 notebooks: $(READY) ## execute the notebooks again and save them with their outputs
 	$(BIN)/python -m tests.helpers.notebooks
 
@@ -38,4 +44,4 @@ benchmark: $(READY) ## time the reward functions and the rollout engine: about 4
 	$(BIN)/python benchmarks/rollout.py
 
 clean: ## remove the virtual environment and the caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
