@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rlvr_pl import types
+from rlvr_pl.compare.comparison_file import load_comparison
 from rlvr_pl.main import main
 from rlvr_pl.module import GroupPolicyModule
 from tests.helpers.paths import ROOT
@@ -53,6 +54,25 @@ def test_an_extension_runs(flags: str, tmp_path: Path, policy: str) -> None:
         assert scalars["train/reward"][1] == pytest.approx(
             scalars["train/reward/correctness"][1] + 0.5 * scalars["train/reward/brevity"][1], rel=1e-6
         )
+
+
+COMPARISONS = [
+    pytest.param(block, id=name)
+    for name, text in PAGES.items()
+    for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    if "\narms:" in block
+]
+
+
+@pytest.mark.parametrize("block", COMPARISONS)
+def test_a_comparison_file_is_one_whose_arms_may_be_compared(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(block)
+    comparison = load_comparison(Path("mine.yaml"))
+    assert list(comparison.resolved) == list(comparison.arms)  # what fit would run with; unequal arms are refused
+    assert len(comparison.runs([])) == len(comparison.arms) * len(comparison.seeds) >= 6
 
 
 def test_the_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
