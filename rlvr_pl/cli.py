@@ -326,6 +326,7 @@ class RLVRCommandLine(LightningCLI):
     def check_data(self) -> None:
         """Load and check the data, and whether the policy has a position and an embedding for every token."""
         load_config(self.model.policy_name)
+        self.model.check_strategy(self.trainer.strategy)
         self.model.check_adapter()
         self.datamodule.setup()
         prompts = [q.prompt_ids for split in self.datamodule.questions.values() for q in split]
@@ -367,11 +368,11 @@ class RLVRCommandLine(LightningCLI):
         else:
             self.model.load_state_dict(state["state_dict"])
             self.model.on_load_checkpoint(state)
-        log_dir = run_folder(self.trainer)
+        log_dir, weights = run_folder(self.trainer), self.model.exported_weights()
         if not self.trainer.is_global_zero or log_dir is None:
             return
         with whole_folder(log_dir / BEST_MODEL) as folder:
-            self.model.export(folder)
+            self.model.export(folder, weights)
             self.datamodule.prompt_format.put_into(folder)
             write_model_card(
                 folder / MODEL_CARD,

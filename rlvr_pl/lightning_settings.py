@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from rlvr_pl.sharding.strategy import why_not
 from rlvr_pl.types import ConfigError
 
 _MAX_SEED = 2**32 - 1
@@ -64,9 +65,7 @@ def check_settings(seed: int | bool, trainer: Mapping[str, Any], own_defaults: M
     strategy = trainer["strategy"]
     name = strategy if isinstance(strategy, str) else strategy.get("class_path", "").rpartition(".")[2]
     if re.match(r"fsdp|deepspeed|xla|modelparallel", name.replace("_", "").lower()):
-        raise ConfigError(
-            f"trainer.strategy is {name}; sharded policies are not supported. Use ddp, or leave it out for one device"
-        )
+        raise ConfigError(why_not(name))
 
 
 def explain(error: Exception, accelerator: str) -> ConfigError:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -244,10 +243,10 @@ def _described(shapes: Mapping[str, torch.Size]) -> str:
     return f"an adapter of r = {', '.join(map(str, ranks))} on {', '.join(targets)}"
 
 
-def save_merged(policy: PreTrainedModel, folder: Path) -> None:
-    """Save the policy with its adapter merged in, as a model folder that needs no peft.
+def merged_weights(policy: PreTrainedModel) -> dict[str, Tensor]:
+    """Merge the adapter into the policy's weights, on the host, by the names that these have without one.
 
-    One weight at a time goes to the host, so that the device holds no second model.
+    One weight at a time goes there, so that the device holds no second model.
     """
     layers = dict(adapted_layers(policy))
     state: dict[str, Tensor] = {}
@@ -260,7 +259,4 @@ def save_merged(policy: PreTrainedModel, folder: Path) -> None:
             layer = layers.get(key.removesuffix(".base_layer.weight"))
             merged = tensor if layer is None else merged_weight(layer).to(tensor.dtype)
             state[key.replace(".base_layer.", ".")] = merged.cpu()
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
-    plain.generation_config = policy.generation_config
-    plain.save_pretrained(folder, state_dict=state)
+    return state

@@ -31,7 +31,7 @@ from rlvr_pl.rollout.weights import DecoderWeights
 from rlvr_pl.scoring import PackedGroups, Sequences, score
 from rlvr_pl.scoring.attention import PACKED_GROUPS
 
-ACTIVATIONS, CACHE = "activations and logits", "cache of keys and values"
+ACTIVATIONS, CACHE, ENGINE = "activations and logits", "cache of keys and values", "weights' copy for decoding"
 # Parts of an update that no setting makes smaller but an adapter.
 WEIGHTS, MOMENTS, REFERENCE, GRADIENTS = "weights", "AdamW's moments", "reference policy", "gradients"
 STANDING = (WEIGHTS, MOMENTS, REFERENCE, GRADIENTS)
@@ -182,7 +182,7 @@ def _rollout(
     decoder.prefill(torch.zeros(prompts, min(PREFILL_TOKENS, columns)).long(), torch.ones(prompts).long())
     logits = decoder.step(torch.zeros(slots).long(), torch.zeros(slots).long(), cache, columns)
     choose_tokens(logits, 1.0, torch.zeros(slots))
-    held = {"weights' copy for decoding": copied - start, CACHE: cached - copied}
+    held = {ENGINE: copied - start, CACHE: cached - copied}
     return held, memory.peak - cached
 
 

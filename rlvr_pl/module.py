@@ -31,6 +31,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 from torch.optim import Optimizer
@@ -46,28 +47,33 @@ from rlvr_pl.lora import (
     check_same_adapter,
     check_targets,
     is_of_adapter,
-    save_merged,
+    merged_weights,
 )
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.pretrained import (
     checkpoint_activations,
     constants_kept,
+    empty_policy,
     find_model,
     load_config,
     load_policy,
     load_tokenizer,
+    save_policy,
     stop_token_ids,
     tensor_shapes,
 )
 from rlvr_pl.randomness import evaluation_noise, rollout_noise, seed_or_global
 from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
-from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
+from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine, why_not_covered
+from rlvr_pl.run.environment import is_first_rank
 from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings
 from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
+from rlvr_pl.sharding.strategy import ShardedStrategy, check_strategy
+from rlvr_pl.sharding.weights import cut_like, gather, is_sharded, shard, whole
 from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 
@@ -248,6 +254,7 @@ class GroupPolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot run, before any weight is loaded."""
+        self.check_strategy(self.trainer.strategy)
         if stage != "fit":
             return
         self.take_one_epoch()
@@ -281,6 +288,26 @@ class GroupPolicyModule(LightningModule):
                 f"data.prompts_per_rollout is {prompts_per_rollout}, which is not divisible by "
                 f"{self.minibatches_per_rollout} minibatches (model.minibatches_per_rollout) × {world_size} ranks; "
                 f"make it a multiple of {parts}"
+            )
+
+    def check_strategy(self, strategy: Strategy) -> None:
+        """Refuse a trainer's strategy that cannot work, or not with this policy.
+
+        Raises:
+            ConfigError: naming what works.
+        """
+        check_strategy(strategy)
+        if not isinstance(strategy, ShardedStrategy):
+            return
+        if self.lora is not None:
+            raise ConfigError(
+                "model.lora: an adapter's policy cannot be sharded; it needs no gradients and no moments of the "
+                "weights' size: use trainer.strategy ddp"
+            )
+        if reason := why_not_covered(empty_policy(self.policy_name)):
+            raise ConfigError(
+                f"trainer.strategy is sharded, which model.policy {self.policy_name!r} cannot be: the decoder, which "
+                f"reads gathered weights, does not cover it: {reason}. Use ddp"
             )
 
     def check_length(self, longest_prompt: int) -> None:
@@ -356,6 +383,9 @@ class GroupPolicyModule(LightningModule):
             checkpoint_activations(self.policy)
         if self.loss.needs_reference and self.lora is None:
             self.reference = (copy.deepcopy(self.policy).eval().requires_grad_(False),)
+        if self._device_mesh is not None:
+            for policy in (self.policy, *self.reference):
+                shard(policy, self._device_mesh["data_parallel"])
         self.stop_ids = stop_token_ids(self.policy, self.tokenizer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -440,10 +470,17 @@ class GroupPolicyModule(LightningModule):
         tokens = self.sampling.max_completion_tokens
         noise = rollout_noise(self.seed, prompts.rollout, prompts.indices, self.group_size, tokens)
         prompt_ids = [q.prompt_ids for q in prompts.questions]
+        self.gather_weights()
         rollout = self.engine.generate(prompt_ids, self.group_size, self.sampling, noise)
         if self.release_rollout_memory:
             self.engine.release()
         return rollout
+
+    def gather_weights(self) -> None:
+        """Have the engine hold all of a sharded policy's present weights: a collective, so that every rank must ask."""
+        if is_sharded(self.policy):
+            with self.trainer.precision_plugin.forward_context():  # by which it knows what they are rounded to
+                self.engine.gather()
 
     @timed("reward")
     def reward(self, rollout: Rollout, prompts: PromptBatch) -> Rewards:
@@ -521,7 +558,7 @@ class GroupPolicyModule(LightningModule):
                 # The strategy averages gradients over ranks; the denominator already counts them all.
                 self.manual_backward(numerator * self.trainer.world_size / denominator)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
+        grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)))
         if not math.isfinite(grad_norm):
             raise Diverged(f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm})")
         self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler sets that of the next step
@@ -582,6 +619,7 @@ class GroupPolicyModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.evaluation_metrics.reset()
         self.evaluation_records = []
+        self.gather_weights()
 
     on_test_epoch_start = on_validation_epoch_start
     on_predict_epoch_start = on_validation_epoch_start
@@ -670,9 +708,10 @@ class GroupPolicyModule(LightningModule):
         Raises:
             ConfigError: if it was written with another adapter, or with none.
         """
-        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
-        check_same_adapter(state_dict, own)
-        return super().load_state_dict(state_dict, strict=strict and self.lora is None, assign=assign)
+        own = self.state_dict()
+        check_same_adapter(state_dict, {name: tensor.shape for name, tensor in own.items()})
+        parts = {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(parts, strict=strict and self.lora is None, assign=assign)
 
     def checkpoint_shapes(self) -> dict[str, torch.Size]:
         """List the tensors that a checkpoint holds, by name, without loading a weight."""
@@ -682,13 +721,24 @@ class GroupPolicyModule(LightningModule):
             shapes = adapter_shapes(self.lora, load_config(self.policy_name))
         return {f"policy.{name}": shape for name, shape in shapes.items()}
 
-    def export(self, folder: Path) -> None:
-        """Save the policy as a model folder with its tokenizer, an adapter merged in."""
+    def exported_weights(self) -> dict[str, Any]:
+        """Collect the policy's weights on the host, an adapter merged in.
+
+        Of a sharded policy every rank must ask, and the first one gets them.
+        """
+        if self.lora is not None:
+            return merged_weights(self.policy)
+        return gather(dict(self.policy.state_dict(keep_vars=True)), keep=is_first_rank())
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Save the policy as a model folder with its tokenizer.
+
+        Args:
+            folder: is made.
+            weights: what :meth:`exported_weights` has returned; None asks for them.
+        """
         self.tokenizer.save_pretrained(folder)
-        if self.lora is None:
-            self.policy.save_pretrained(folder)
-        else:
-            save_merged(self.policy, folder)
+        save_policy(self.policy, self.exported_weights() if weights is None else weights, folder)
 
     def export_adapter(self, folder: Path) -> None:
         """Save the adapter by itself, in peft's format."""

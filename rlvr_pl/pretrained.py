@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -125,15 +125,37 @@ def load_policy(name: str, config: PretrainedConfig) -> PreTrainedModel:
     return policy
 
 
+def empty_policy(name: str) -> PreTrainedModel:
+    """Make the policy without any numbers.
+
+    Raises:
+        ConfigError: if the model's configuration cannot be found or read.
+    """
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(name))
+
+
 def tensor_shapes(name: str) -> dict[str, torch.Size]:
     """List the tensors of a policy that a checkpoint holds, by name, without loading a weight.
 
     Raises:
         ConfigError: if the model's configuration cannot be found or read.
     """
+    return {name: tensor.shape for name, tensor in empty_policy(name).state_dict().items()}
+
+
+def save_policy(policy: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Save weights as a model folder of a policy's kind, whatever wraps the policy itself.
+
+    Args:
+        policy: gives configuration and dtype.
+        weights: all of them, on the host.
+        folder: is made.
+    """
     with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(load_config(name))
-    return {name: tensor.shape for name, tensor in policy.state_dict().items()}
+        plain = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+    plain.generation_config = policy.generation_config
+    plain.save_pretrained(folder, state_dict=dict(weights))
 
 
 def checkpoint_activations(policy: PreTrainedModel) -> None:

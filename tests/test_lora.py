@@ -20,12 +20,12 @@ from rlvr_pl.lora import (
     check_same_adapter,
     check_targets,
     merged_weight,
-    save_merged,
+    merged_weights,
 )
 from rlvr_pl.losses import GRPO
 from rlvr_pl.main import main
 from rlvr_pl.module import GroupPolicyModule
-from rlvr_pl.pretrained import checkpoint_activations
+from rlvr_pl.pretrained import checkpoint_activations, save_policy
 from rlvr_pl.rollout import GenerateEngine
 from rlvr_pl.rollout.weights import DecoderWeights, why_not_covered
 from rlvr_pl.scoring import PackedGroups, choose_layout, score
@@ -57,7 +57,7 @@ def learn(policy: PreTrainedModel, seed: int) -> None:
 
 
 def merged(policy: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    save_merged(policy, folder)
+    save_policy(policy, merged_weights(policy), folder)
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 

@@ -41,10 +41,12 @@ def _next(run: PlannedRun, memory: MemoryEstimate, limit: float) -> tuple[str, P
     def too_much(parts: dict[str, int]) -> bool:
         return sum(parts.values()) + RESERVED > limit
 
-    adapted = "--config configs/lora.yaml", replace(run, lora=_LORA)
+    less = None if run.lora is not None or run.sharded else ("--config configs/lora.yaml", replace(run, lora=_LORA))
+    if less is not None and run.devices > 1:
+        less = "--config configs/sharded.yaml", replace(run, sharded=True)
     standing = {part: size for part, size in memory.update.items() if part in STANDING}
-    if run.lora is None and too_much(standing):
-        return adapted  # whatever else is saved, these are too much
+    if less is not None and too_much(standing):
+        return less  # whatever else is saved, these are too much
     if too_much(memory.update):
         if not run.release_rollout_memory:
             return "--model.release_rollout_memory true", replace(run, release_rollout_memory=True)
@@ -59,7 +61,7 @@ def _next(run: PlannedRun, memory: MemoryEstimate, limit: float) -> tuple[str, P
         slots = _halved(run.rollout_slots, memory.rollout[CACHE], excess, _FEWEST_SLOTS)
         if slots < run.rollout_slots:
             return f"--model.rollout_slots {slots}", replace(run, rollout_slots=slots)
-    return adapted if run.lora is None else None
+    return less
 
 
 def _fewest_tokens(run: PlannedRun) -> int:

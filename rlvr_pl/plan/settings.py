@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlvr_pl.lora import LoRA, add_adapter, is_adapted, is_of_adapter
-from rlvr_pl.memory import MemoryEstimate, estimate_memory
+from rlvr_pl.memory import ENGINE, STANDING, MemoryEstimate, estimate_memory
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.rollout import why_not_covered
 from rlvr_pl.run.configuration import Flat
+from rlvr_pl.sharding.strategy import SHARDED, ShardedStrategy
 from rlvr_pl.types import ConfigError
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}  # as Lightning abbreviates them
@@ -28,6 +29,7 @@ class PlannedRun:
     config: PretrainedConfig
     precision: str
     devices: int
+    sharded: bool
     prompts_per_rollout: int  # B, over all devices
     group_size: int  # G
     prompt_tokens: int  # P
@@ -56,6 +58,7 @@ class PlannedRun:
             config=load_config(name),
             precision=_PRECISIONS.get(precision, precision),
             devices=_count(settings["trainer.devices"]) * int(settings["trainer.num_nodes"]),
+            sharded=_is_sharded(settings),
             prompts_per_rollout=settings["data.prompts_per_rollout"],
             group_size=settings["model.group_size"],
             prompt_tokens=settings["data.max_prompt_tokens"],
@@ -158,10 +161,35 @@ class PlannedRun:
             release_rollout_memory=self.release_rollout_memory,
             lora=self.lora,
         )
+        if self.sharded:
+            return self._in_parts(estimate)
         if self.devices == 1:
             return estimate
         buckets = {"gradients on their way to other devices": self.learning}  # DDP makes them once, and keeps them
         return MemoryEstimate(estimate.rollout | buckets, estimate.update | buckets)
+
+    def _in_parts(self, estimate: MemoryEstimate) -> MemoryEstimate:
+        """Divide what stands by the devices, and add what is whole: the engine's copy, and in a pass a few layers."""
+        parameters = dict(self.policy.named_parameters())  # a tied head is an embedding's
+        layers = _bytes(p for name, p in parameters.items() if ".layers." in name)
+        outside = _bytes(parameters.values()) - layers
+        whole = outside + 2 * layers // self.config.num_hidden_layers  # the layer at work, and the next on its way
+        copy = _bytes(parameters.values())
+        if self.precision == "bf16-mixed":  # the linear layers, a tied head too, in bfloat16
+            copy = self.engine_bytes * (self.body + self.head) + self.policy.get_input_embeddings().weight.nbytes
+        engine = {ENGINE: copy}
+        gathered = {"weights and gradients of a pass": 2 * whole}
+
+        def parts(phase: dict[str, int]) -> dict[str, int]:
+            return {part: size // self.devices if part in STANDING else size for part, size in phase.items()}
+
+        kept = {} if self.release_rollout_memory else engine
+        return MemoryEstimate(parts(estimate.rollout) | engine, parts(estimate.update) | kept | gathered)
+
+
+def _is_sharded(settings: Flat) -> bool:
+    named = settings.get("trainer.strategy") or settings.get("trainer.strategy.class_path")
+    return named == SHARDED or str(named).rpartition(".")[2] == ShardedStrategy.__name__
 
 
 def _count(devices: Any) -> int:

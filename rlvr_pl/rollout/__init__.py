@@ -13,7 +13,7 @@ from rlvr_pl.rollout.lean import LeanEngine
 from rlvr_pl.rollout.sampling import Sampling
 from rlvr_pl.rollout.weights import why_not_covered
 
-__all__ = ["GenerateEngine", "LeanEngine", "Progress", "RolloutEngine", "Sampling", "choose_engine"]
+__all__ = ["GenerateEngine", "LeanEngine", "Progress", "RolloutEngine", "Sampling", "choose_engine", "why_not_covered"]
 
 
 def choose_engine(policy: PreTrainedModel, stop_ids: Sequence[int], pad_id: int, slots: int) -> RolloutEngine:

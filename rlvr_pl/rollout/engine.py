@@ -75,6 +75,13 @@ class RolloutEngine(ABC):
             Diverged: if a sampled token's log-probability is not finite.
         """
 
+    def gather(self) -> None:  # noqa: B027  # most policies are whole already
+        """Gather a sharded policy's present weights from all ranks, for the calls that follow.
+
+        A collective, so that every rank must ask: before each rollout, and before an evaluation, in which ranks make
+        unequally many calls.
+        """
+
     def release(self) -> None:  # noqa: B027  # most engines have nothing to give back
         """Give back the memory that is kept from one call to the next, if any."""
 

@@ -20,6 +20,7 @@ from rlvr_pl.rollout.group_cache import GroupCache
 from rlvr_pl.rollout.rows import Rows
 from rlvr_pl.rollout.sampling import Sampling
 from rlvr_pl.rollout.weights import DecoderWeights, addresses, why_not_covered
+from rlvr_pl.sharding.weights import is_sharded
 from rlvr_pl.types import Rollout
 
 PREFILL_TOKENS = 2048  # prompt tokens that are read together: more would not fit a CPU's cache, fewer idle a GPU
@@ -75,9 +76,8 @@ class LeanEngine(RolloutEngine):
         given = None if noise is None else tuple(noise.shape)
         if call.temperature > 0 and given != expected:
             raise ValueError(f"sampling needs noise of shape {expected}; got {given}")
-        device = self.policy.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.policy.dtype
-        with torch.autocast(device, enabled=False):  # the decoder says itself what is rounded where
+        dtype = self._dtype()
+        with torch.autocast(self.policy.device.type, enabled=False):  # the decoder says itself what is rounded where
             self._prepare(call, dtype)
             made, self.made = self.made, (0, 0, 0)  # no call uses what one left behind that failed, or was interrupted
             self.rows.reset(noise)
@@ -87,6 +87,24 @@ class LeanEngine(RolloutEngine):
         rollout = self._rollout(prompts, group_size, *self.rows.read(*expected))
         self.made = made
         return rollout
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Gather a sharded policy's weights, and keep them until they are released; see the interface."""
+        if not is_sharded(self.policy):
+            return
+        dtype = self._dtype()
+        if "weights" not in vars(self) or self.weights.dtype != dtype or self.weights_at != addresses(self.policy):
+            self.release()
+            self.weights, self.weights_at = DecoderWeights(self.policy, dtype), addresses(self.policy)
+        with torch.autocast(self.policy.device.type, enabled=False):
+            self.weights.refresh()
+
+    def _dtype(self) -> torch.dtype:
+        """What linear layers are computed in."""
+        device = self.policy.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.policy.dtype
 
     @torch.inference_mode()  # a call of an operator costs less in it, and a small policy's step is mostly calls
     def _complete(self, call: _Call) -> None:
@@ -133,6 +151,8 @@ class LeanEngine(RolloutEngine):
             raise ValueError(
                 f"the policy was changed after its first rollout, and is no longer supported by the decoder: {reason}"
             )
+        if is_sharded(self.policy) and "weights" not in vars(self):
+            raise ValueError("a sharded policy's weights must be gathered before it generates")
         limit = self.policy.config.max_position_embeddings
         if call.columns > limit:
             raise ValueError(f"the longest sequence can need {call.columns} positions; the policy has {limit}")
@@ -143,13 +163,15 @@ class LeanEngine(RolloutEngine):
         serves = larger == self.made and type(self.rows.cache) is kind and self.weights.dtype == dtype
         if not serves or self.weights_at != addresses(self.policy):
             self._make(dtype, kind, *larger)
-        self.weights.refresh()
+        if not is_sharded(self.policy):
+            self.weights.refresh()
 
     def _make(self, dtype: torch.dtype, kind: type[KVCache], slots: int, columns: int, places: int) -> None:
+        gathered = self.weights if is_sharded(self.policy) else None  # by all ranks at once: not here
         self.release()  # the old memory is free before the new is taken, and this may be interrupted, or run out of it
         device = self.policy.device
         stop_ids = torch.tensor(self.stop_ids, dtype=torch.int64, device=device)
-        self.weights, self.weights_at = DecoderWeights(self.policy, dtype), addresses(self.policy)
+        self.weights, self.weights_at = gathered or DecoderWeights(self.policy, dtype), addresses(self.policy)
         self.decoder = Decoder(self.policy, self.weights, columns)
         self.rows = Rows(self.decoder.make_cache(slots, kind), places, stop_ids)
         # No method: an engine in a cycle of references would keep its memory until that is found.

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qw
 from transformers.activations import ACT2FN
 
 from rlvr_pl.lora import is_adapted, merged_weight, why_not_merged
+from rlvr_pl.sharding.weights import class_of, has_hooks, is_part, is_sharded, own_part, whole
 
 _FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _LAYERS = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, type(ACT2FN["silu"]))
@@ -44,8 +45,8 @@ def why_not_covered(policy: PreTrainedModel) -> str | None:
     The decoder would compute something else for whatever is not here: a wrapped linear, a hook (or a forward
     method of one module's own, which is as much), another layout.
     """
-    if type(policy) not in _FAMILY:
-        return f"its class is {type(policy).__name__}"
+    if class_of(policy) not in _FAMILY:
+        return f"its class is {class_of(policy).__name__}"
     config: Any = policy.config
     if config.rope_parameters["rope_type"] not in _FIXED_ROTARY:
         return f"its rotary embedding is {config.rope_parameters['rope_type']!r}"
@@ -57,17 +58,18 @@ def why_not_covered(policy: PreTrainedModel) -> str | None:
     for name, module in policy.named_modules():
         if inside and name.startswith(inside):
             continue
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if has_hooks(module) or "forward" in vars(module):
             return f"{name or 'the model'} has a forward hook"
         if is_adapted(module):
             if reason := why_not_merged(module):
                 return f"{name} is {reason}"
             inside = f"{name}."
             continue
-        if type(module) not in _LAYERS and type(module).__module__ != type(policy).__module__:
-            return f"{name} is a {type(module).__name__}"
+        kind = class_of(module)
+        if kind not in _LAYERS and kind.__module__ != class_of(policy).__module__:
+            return f"{name} is a {kind.__name__}"
     for name, parameter in policy.named_parameters():
-        if type(parameter) is not nn.Parameter or parameter.dtype != policy.dtype:
+        if not (type(parameter) is nn.Parameter or is_part(parameter)) or parameter.dtype != policy.dtype:
             return f"{name} is a {type(parameter).__name__} of {parameter.dtype}"
     return None
 
@@ -82,6 +84,9 @@ class DecoderWeights:
     A layer that an adapter stands beside always has a copy: the adapter is merged into it, each time anew from the
     policy's weight, to which nothing is ever written.
 
+    Of a sharded policy all weights are copied, each gathered from all ranks by :meth:`refresh`, without which they are
+    empty: a collective, so that every rank must ask.
+
     Args:
         policy: a supported policy: :func:`why_not_covered` gives no reason.
         dtype: of the linear layers.
@@ -89,24 +94,27 @@ class DecoderWeights:
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self._sharded = is_sharded(policy)
+        self._whole: dict[Tensor, Tensor] = {}  # the copies of sharded weights that are read as they are
         self._copies: list[tuple[Tensor, Tensor]] = []  # (of the copy, of the policy)
         self._merged: list[tuple[Tensor, Any]] = []  # (of the copy, the adapted layer)
         body: Any = policy.model
-        self.embedding: Tensor = body.embed_tokens.weight
+        self.embedding = self._as_it_is(body.embed_tokens.weight)
         self.layers = [self._layer(layer) for layer in body.layers]
-        self.norm: Tensor = body.norm.weight
+        self.norm = self._as_it_is(body.norm.weight)
         self.head = self._linear(policy.get_output_embeddings())
-        self.refresh()
+        if not self._sharded:
+            self.refresh()
 
     def _layer(self, layer: Any) -> LayerWeights:
         attention, mlp = layer.self_attn, layer.mlp
         return LayerWeights(
-            input_norm=layer.input_layernorm.weight,
+            input_norm=self._as_it_is(layer.input_layernorm.weight),
             qkv=self._linear(attention.q_proj, attention.k_proj, attention.v_proj),
-            query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-            key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+            query_norm=self._as_it_is(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
+            key_norm=self._as_it_is(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
             output=self._linear(attention.o_proj),
-            mlp_norm=layer.post_attention_layernorm.weight,
+            mlp_norm=self._as_it_is(layer.post_attention_layernorm.weight),
             gate_up=self._linear(mlp.gate_proj, mlp.up_proj),
             down=self._linear(mlp.down_proj),
         )
@@ -114,7 +122,8 @@ class DecoderWeights:
     def _linear(self, *modules: Any) -> Linear:
         sizes = tuple(m.out_features for m in modules)
         if modules[0].weight.dtype == self.dtype:
-            return Linear(tuple(self._own(m) for m in modules), tuple(m.bias for m in modules), sizes)
+            biases = tuple(None if m.bias is None else self._as_it_is(m.bias) for m in modules)
+            return Linear(tuple(self._own(m) for m in modules), biases, sizes)
         weight = self._empty(modules[0].weight, sum(sizes))
         for part, module in zip(weight.split(sizes), modules, strict=True):
             self._fill(part, module)
@@ -127,10 +136,19 @@ class DecoderWeights:
     def _own(self, module: Any) -> Tensor:
         """The module's own weight, where that is all that it multiplies by."""
         if not is_adapted(module):
-            return module.weight
+            return self._as_it_is(module.weight)
         merged = self._empty(module.weight, module.out_features)
         self._fill(merged, module)
         return merged
+
+    def _as_it_is(self, weight: Tensor) -> Tensor:
+        """The policy's own tensor, or all of one that is sharded."""
+        if not is_part(weight):
+            return weight
+        if weight not in self._whole:
+            self._whole[weight] = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+            self._copies.append((self._whole[weight], weight))
+        return self._whole[weight]
 
     def _empty(self, like: Tensor, features: int) -> Tensor:
         return torch.empty(features, *like.shape[1:], dtype=self.dtype, device=like.device)
@@ -145,7 +163,10 @@ class DecoderWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the policy's present weights, where there is a copy; every tensor keeps its address."""
-        if self._copies:
+        if self._sharded:
+            for target, source in self._copies:
+                target.copy_(whole(source.to(target.dtype)))  # rounded first: half as much goes from rank to rank
+        elif self._copies:
             targets, sources = zip(*self._copies, strict=True)
             torch._foreach_copy_(list(targets), list(sources))
         for target, layer in self._merged:
@@ -154,4 +175,4 @@ class DecoderWeights:
 
 def addresses(policy: PreTrainedModel) -> list[int]:
     """List where each parameter lies: if any of them has moved, whoever holds the old tensors reads stale weights."""
-    return [parameter.data_ptr() for parameter in policy.parameters()]
+    return [own_part(parameter).data_ptr() for parameter in policy.parameters()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from rlvr_pl.run.folder import BEST, CHECKPOINTS, LAST
 from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.signals import STOP, Interrupted, say
 from rlvr_pl.run.tensorboard import hide_redone
+from rlvr_pl.sharding.weights import own_part
 from rlvr_pl.types import Diverged, PromptBatch, check_at_least
 
 
@@ -101,9 +103,8 @@ class ResumePoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         STOP.end_at_once()
         self._listening.close()
-        kill = getattr(trainer.strategy.launcher, "kill", None)
-        if isinstance(exception, Interrupted) and kill is not None:
-            kill(signal.SIGKILL)  # the other ranks may wait for this one for ever, and have nothing to save
+        if isinstance(exception, Interrupted):
+            end_launched(getattr(trainer.strategy.launcher, "procs", []))
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         STOP.check()
@@ -126,9 +127,9 @@ class ResumePoint(Checkpoint):
             self._save(trainer, pl_module)
 
     def _agree_to_stop(self, trainer: Trainer) -> None:
-        """Ranks may have noticed the signal at different times, or not at all."""
-        if trainer.strategy.reduce_boolean_decision(STOP.received is not None, all=False):
-            self._stop = STOP.received or signal.SIGTERM
+        """Ranks may have noticed the signal at different times, or not at all; all end with the same status."""
+        received = torch.tensor(STOP.received or 0, device=trainer.strategy.root_device)
+        self._stop = int(trainer.strategy.reduce(received, reduce_op="max")) or None
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All of the file or none of it, see :class:`WholeFileCheckpoints`; and nothing that could not be gone on from.
@@ -138,9 +139,21 @@ class ResumePoint(Checkpoint):
         """
         folder = run_folder(trainer)
         assert folder is not None
-        if not all(torch.isfinite(weight).all() for weight in pl_module.parameters()):
+        finite = all(torch.isfinite(own_part(weight)).all() for weight in pl_module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(finite):  # a rank may hold only parts
             raise Diverged(f"the weights after rollout {pl_module.rollouts_done} are not finite, and are not saved")
         trainer.save_checkpoint(folder / CHECKPOINTS / LAST, weights_only=False)
+
+
+def end_launched(ranks: list[subprocess.Popen[Any]]) -> None:
+    """End the ranks that this one has launched: they may wait for it for ever, and have nothing to save.
+
+    The list is emptied first. Lightning's observer looks through it, and would kill this process, which is about to say
+    how the run goes on, a few seconds after one of them has ended with a status other than 0.
+    """
+    ending, ranks[:] = list(ranks), []
+    for rank in ending:
+        rank.kill()
 
 
 @rank_zero_only

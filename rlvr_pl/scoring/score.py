@@ -11,6 +11,7 @@ from torch import Tensor
 from rlvr_pl.scoring.head import token_scores
 from rlvr_pl.scoring.layout import Sequences
 from rlvr_pl.scoring.take import take
+from rlvr_pl.sharding.weights import forward_by
 
 
 class Scored(Protocol):
@@ -51,13 +52,17 @@ def score(policy: Scored, sequences: Sequences, temperature: float, with_entropy
     # Autocast keeps its casts of the weights for as long as the outermost context lasts, here a whole training step:
     # one made under no_grad has no gradient, and one made before an optimizer step is stale.
     torch.clear_autocast_cache()
-    hidden = hidden_states(policy, sequences)
-    head = policy.get_output_embeddings()
-    half = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != torch.float32
-    with torch.autocast(device_type=hidden.device.type, enabled=False):
-        logprobs, entropy = token_scores(
-            hidden, head.weight, getattr(head, "bias", None), sequences.targets, temperature, half, with_entropy
-        )
+
+    def token_scores_of_policy() -> tuple[Tensor, Tensor | None]:
+        hidden = _hidden_states(policy, sequences)
+        head = policy.get_output_embeddings()
+        half = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != torch.float32
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            return token_scores(
+                hidden, head.weight, getattr(head, "bias", None), sequences.targets, temperature, half, with_entropy
+            )
+
+    logprobs, entropy = forward_by(policy, token_scores_of_policy)
     n, T = sequences.shape
     zeros = logprobs.new_zeros(n * T)
     return TokenScores(
@@ -68,6 +73,10 @@ def score(policy: Scored, sequences: Sequences, temperature: float, with_entropy
 
 def hidden_states(policy: Scored, sequences: Sequences) -> Tensor:
     """Compute the hidden states that predict the completion tokens, (tokens, H)."""
+    return forward_by(policy, lambda: _hidden_states(policy, sequences))
+
+
+def _hidden_states(policy: Scored, sequences: Sequences) -> Tensor:
     layout: dict[str, Any] = {}  # none for padded rows: pads stand on the right, where causal attention does not look
     if sequences.packing is not None:
         layout = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -112,6 +113,28 @@ class PowerCut(Callback):
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if self.rollout == self.during_rollout:
             raise self.Cut
+
+
+class Notebook(Callback):
+    """Writes down each rollout of a rank, a line a completion: its prompt's number, tokens and reward."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        rollout, rewards = outputs["rollout"], outputs["rewards"].total.tolist()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"rank_{trainer.global_rank}.jsonl").open("a") as file:
+            for row, (ids, mask) in enumerate(zip(rollout.completion_ids, rollout.mask, strict=True)):
+                prompt, member = rollout.place(row)
+                place = [batch_idx, batch.indices[prompt], member]
+                file.write(json.dumps([place, ids[mask].tolist(), rewards[row]]) + "\n")
+
+
+def noted(folder: Path) -> dict[int, list[Any]]:
+    """What all ranks have written down, by rank, each in the order of the whole rollout."""
+    files = sorted(folder.glob("rank_*.jsonl"))
+    return {int(file.stem[-1]): sorted(json.loads(line) for line in file.open()) for file in files}
 
 
 def read_scalars(log_dir: Path) -> dict[str, dict[int, float]]:

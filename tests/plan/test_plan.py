@@ -36,6 +36,7 @@ def planned(config: PretrainedConfig, **changes: Any) -> PlannedRun:
     settings = {
         "precision": "32-true",
         "devices": 1,
+        "sharded": False,
         "prompts_per_rollout": B,
         "group_size": G,
         "prompt_tokens": P,
@@ -199,6 +200,31 @@ def test_what_does_not_fit_is_made_to_fit(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert settings(2)[0] == "--config configs/lora.yaml", "and then whatever there is"
     assert advise(run, memory(run), 2e9)[-1].memory.peak > 2e9
+
+
+def test_in_parts_a_device_holds_its_share_and_the_engine_all() -> None:
+    """Qwen2.5-1.5B on 4 devices: weights, gradients and moments in float32, and a bfloat16 copy to generate with."""
+    alone, shared = qwen().memory(), qwen(devices=4, sharded=True).memory()
+    for part in ("weights", "AdamW's moments", "gradients"):
+        assert shared.update[part] == alone.update[part] // 4
+    assert shared.update["weights"] == qwen().weights // 4
+    embedding = 151_936 * 1536
+    copy = 2 * (qwen().body + embedding) + 4 * embedding  # a tied head is a copy of its own in bfloat16
+    assert shared.rollout["weights' copy for decoding"] == copy
+    layer = qwen().body // 28 * 4
+    whole = shared.update["weights and gradients of a pass"] / 2
+    assert whole == pytest.approx(4 * embedding + 2 * layer, rel=1e-3), "biases and norms beside them"
+    assert (
+        "weights' copy for decoding" not in qwen(devices=4, sharded=True, release_rollout_memory=True).memory().update
+    )
+    assert qwen(devices=4).memory().update["gradients on their way to other devices"] == qwen().learning
+
+
+def test_several_devices_are_advised_to_share() -> None:
+    run = qwen(devices=4, prompt_tokens=512, completion_tokens=512, micro_batch_tokens=2048, rollout_slots=16)
+    changes = advise(run, run.memory(), 24e9)
+    assert changes[0].setting == "--config configs/sharded.yaml"
+    assert "--config configs/lora.yaml" not in [change.setting for change in changes], "which has no shards"
 
 
 # The command
