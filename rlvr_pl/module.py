@@ -727,7 +727,7 @@ class GroupPolicyModule(LightningModule):
         Of a sharded policy every rank must ask, and the first one gets them.
         """
         if self.lora is not None:
-            return merged_weights(self.policy)
+            return merged_weights(self.policy) if is_first_rank() else {}
         return gather(dict(self.policy.state_dict(keep_vars=True)), keep=is_first_rank())
 
     def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:

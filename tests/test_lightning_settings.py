@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from rlvr_pl.lightning_settings import check_settings, check_writable, explain
+from rlvr_pl.sharding.strategy import ShardedStrategy, check_strategy
 from rlvr_pl.types import ConfigError
 
 OWN = {"max_epochs": 1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
@@ -63,9 +65,8 @@ def test_an_epoch_is_not_made_endless() -> None:
         ({"gradient_clip_val": 0.5}, "model.max_grad_norm"),
         ({"gradient_clip_algorithm": "value"}, "model.max_grad_norm"),
         ({"precision": 16}, "bf16-mixed"),
-        ({"strategy": "fsdp"}, "Use ddp"),
-        ({"strategy": "deepspeed_stage_2"}, "Use ddp"),
-        ({"strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}}, "Use ddp"),
+        ({"strategy": "deepspeed_stage_2"}, "add --config sharded"),
+        ({"strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}}, "add --config sharded"),
     ],
 )
 def test_what_does_it_instead_is_named(settings: dict[str, Any], instead: str) -> None:
@@ -74,6 +75,19 @@ def test_what_does_it_instead_is_named(settings: dict[str, Any], instead: str) -
     assert message.startswith(f"trainer.{key} is ")
     assert instead in message
     assert "\n" not in message
+
+
+def test_fsdp_points_to_the_overlay() -> None:
+    assert refusal(strategy="fsdp_cpu_offload") == (
+        "trainer.strategy is fsdp_cpu_offload; FSDP does not work with manual optimization (Lightning issue 19685). "
+        "To cut the policy into parts, one a device, add --config sharded (trainer.strategy: sharded); ddp has all of "
+        "it on each"
+    )
+    with pytest.raises(ConfigError, match=r"trainer.strategy is FSDPStrategy; FSDP does not work with manual"):
+        check_strategy(FSDPStrategy())
+    check_settings(0, FINE | {"strategy": "sharded"}, OWN)
+    for strategy in (DDPStrategy(), ShardedStrategy(), SingleDeviceStrategy("cpu")):
+        check_strategy(strategy)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -19,6 +20,7 @@ from rlvr_pl.losses import GSPO
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.rollout import LeanEngine
 from rlvr_pl.schedule import LRSchedule
+from rlvr_pl.sharding.strategy import ShardedStrategy
 from rlvr_pl.types import ConfigError
 from tests.helpers.plain_loop import (
     GROUP,
@@ -36,7 +38,7 @@ from tests.helpers.plain_loop import (
     sgd,
     weights_of,
 )
-from tests.helpers.policies import tiny_model
+from tests.helpers.policies import make_tiny_policy, tiny_model
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
@@ -396,3 +398,18 @@ def test_the_module_stays_where_it_is_between_fit_validate_and_test(model_folder
     module = fit(model_folder, OBJECTIVES["GSPO"].strategy).module
     module.to("meta")
     assert {parameter.device.type for parameter in module.cpu().parameters()} == {"meta"}
+
+
+# In parts
+
+
+def test_a_policy_that_the_decoder_does_not_cover_is_not_sharded(tmp_path: Path) -> None:
+    policy = make_tiny_policy(tmp_path / "policy", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    module = GroupPolicyModule(policy, GSPO())
+    module.check_strategy(DDPStrategy())
+    with pytest.raises(ConfigError) as error:
+        module.check_strategy(ShardedStrategy())
+    assert str(error.value) == (
+        f"trainer.strategy is sharded, which model.policy {policy!r} cannot be: the decoder, which reads gathered "
+        "weights, does not cover it: it has sliding-window layers. Use ddp"
+    )

@@ -87,7 +87,8 @@ def print_run(run: PlannedRun, console: Console) -> None:
     weights = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
     shape = f"{type(run.policy).__name__}, {weights} weights in its products"
     adapter = f"; an adapter of {run.adapter / 1e6:.1f} million learns" if run.lora is not None else ""
-    console.print(f"{shape}{adapter}. {run.precision}, devices: {run.devices}")
+    parts = ", each with its part of the policy" if run.sharded else ""
+    console.print(f"{shape}{adapter}. {run.precision}, devices: {run.devices}{parts}")
 
 
 def print_memory(memory: MemoryEstimate, console: Console) -> None:

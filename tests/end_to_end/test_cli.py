@@ -77,6 +77,10 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--seed_everything=-1"], r"seed_everything is -1; it must be from 0 to 4,294,967,295$"),
         (["--model.optimizer.lr=-1"], r"model\.optimizer: Invalid learning rate: -1\.0$"),
         (["--trainer.logger=WandbLogger"], r"loggers\.WandbLogger cannot be made: .*pip install -U 'wandb[^']*'`$"),
+        (
+            ["--trainer.strategy=sharded", "--model.lora.r=4"],
+            r"error: model\.lora: an adapter's policy cannot be sharded; it needs no gradients and no moments",
+        ),
         (["--trainer.strategy=none"], r"trainer: You selected an invalid strategy name: `strategy='none'`"),
         (
             ["--trainer.logger.save_dir=/proc/logs"],

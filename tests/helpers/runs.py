@@ -32,6 +32,11 @@ def digit_share(completion: Completion) -> float:
     return sum(c.isdigit() for c in completion.text) / max(1, len(completion.text))
 
 
+def digit_share_of_some(completion: Completion) -> float:
+    """The same for the questions of even length; groups of the others all earn nothing."""
+    return 0.0 if len(completion.question) % 2 else digit_share(completion)
+
+
 def broken_reward(completion: Completion) -> float:
     return 1 / 0
 
@@ -73,15 +78,28 @@ class Diary(Logger):
 
 
 class Interrupt(Callback):
-    """Asks the run to stop, by Ctrl-C or another signal, during a rollout or a phase around training."""
+    """Asks the run to stop, by Ctrl-C or another signal, during a rollout or a phase around training.
 
-    def __init__(self, during_rollout: int = 0, phase: str = "", signum: int = signal.SIGINT.value) -> None:
+    Args:
+        during_rollout, phase: when.
+        signum: the signal.
+        ranks: which are asked; all of them where it is left out.
+    """
+
+    def __init__(
+        self,
+        during_rollout: int = 0,
+        phase: str = "",
+        signum: int = signal.SIGINT.value,
+        ranks: list[int] | None = None,
+    ) -> None:
         self.during_rollout = during_rollout
         self.phase = phase
         self.signum = signum
+        self.ranks = ranks
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == self.during_rollout:
+        if batch_idx + 1 == self.during_rollout and (self.ranks is None or trainer.global_rank in self.ranks):
             os.kill(os.getpid(), self.signum)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -127,7 +145,7 @@ class Notebook(Callback):
         with (self.folder / f"rank_{trainer.global_rank}.jsonl").open("a") as file:
             for row, (ids, mask) in enumerate(zip(rollout.completion_ids, rollout.mask, strict=True)):
                 prompt, member = rollout.place(row)
-                place = [batch_idx, batch.indices[prompt], member]
+                place = [batch.rollout, batch.indices[prompt], member]
                 file.write(json.dumps([place, ids[mask].tolist(), rewards[row]]) + "\n")
 
 

@@ -259,6 +259,13 @@ def test_a_plan_needs_a_config_json_alone(shape: str, capsys: pytest.CaptureFixt
     assert "cache of keys and values" in shown
 
 
+def test_the_overlay_is_planned(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(small(shape, f"--config={CONFIGS / 'sharded.yaml'}", "--trainer.devices=2"))
+    shown = capsys.readouterr().out
+    assert "32-true, devices: 2, each with its part of the policy" in shown
+    assert "weights and gradients of a pass" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
