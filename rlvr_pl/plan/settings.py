@@ -170,13 +170,14 @@ class PlannedRun:
 
     def _in_parts(self, estimate: MemoryEstimate) -> MemoryEstimate:
         """Divide what stands by the devices, and add what is whole: the engine's copy, and in a pass a few layers."""
-        parameters = dict(self.policy.named_parameters())  # a tied head is an embedding's
+        embeddings: Any = self.policy.get_input_embeddings()
+        parameters = dict(self.policy.named_parameters())  # a tied head is the embeddings
         layers = _bytes(p for name, p in parameters.items() if ".layers." in name)
         outside = _bytes(parameters.values()) - layers
         whole = outside + 2 * layers // self.config.num_hidden_layers  # the layer at work, and the next on its way
         copy = _bytes(parameters.values())
         if self.precision == "bf16-mixed":  # the linear layers, a tied head too, in bfloat16
-            copy = self.engine_bytes * (self.body + self.head) + self.policy.get_input_embeddings().weight.nbytes
+            copy = self.engine_bytes * (self.body + self.head) + _bytes([embeddings.weight])
         engine = {ENGINE: copy}
         gathered = {"weights and gradients of a pass": 2 * whole}
 
