@@ -15,7 +15,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout
 
 from rlvr_pl.rewards import Completion, correctness, last_number, strict_format, tag_format, tagged_answer
-from rlvr_pl.rewards.answers import MAX_LENGTH
+from rlvr_pl.verifiers.number import MAX_LENGTH
 
 SIZE = 4096  # characters
 LIMIT = 100.0  # microseconds

@@ -30,7 +30,13 @@ from rlvr_pl.lora import check_same_adapter
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.pretrained import load_config
-from rlvr_pl.run.checkpoint_files import WholeFileCheckpoints, check_architecture, check_same_run, read_checkpoint
+from rlvr_pl.run.checkpoint_files import (
+    VERIFIER,
+    WholeFileCheckpoints,
+    check_architecture,
+    check_same_run,
+    read_checkpoint,
+)
 from rlvr_pl.run.checkpoints import Evaluate, ResumePoint, best_checkpoint
 from rlvr_pl.run.configuration import Flat, flatten, read_config, settings_of
 from rlvr_pl.run.display import make_progress_bar
@@ -48,6 +54,7 @@ from rlvr_pl.run.resume import choose_checkpoint
 from rlvr_pl.run.summary import print_evaluation, print_summary
 from rlvr_pl.run.tensorboard import Overview, SampleCompletions
 from rlvr_pl.types import ConfigError
+from rlvr_pl.verifiers import Number
 
 PROGRAM = "rlvr_pl" if Path(sys.argv[0]).stem == "rlvr_pl" else "python -m rlvr_pl"  # how this process was started
 DEFAULT_LOSS = "GSPO"
@@ -328,7 +335,8 @@ class RLVRCommandLine(LightningCLI):
         load_config(self.model.policy_name)
         self.model.check_strategy(self.trainer.strategy)
         self.model.check_adapter()
-        self.datamodule.setup()
+        self.datamodule.reward_columns = self.model.reward_sum.columns
+        self.datamodule.setup(self.subcommand)
         prompts = [q.prompt_ids for split in self.datamodule.questions.values() for q in split]
         self.model.check_length(longest_prompt=max(map(len, prompts)))
         self.model.check_vocabulary(highest_token=max(map(max, prompts)))
@@ -339,6 +347,8 @@ class RLVRCommandLine(LightningCLI):
         if self.subcommand == "fit":
             if not self.config.fit.resume_point.allow_changes:
                 changes = self.datamodule.prompt_format.changes_since(saved_prompt(checkpoint))
+                now, before = self.datamodule.verifier.name, checkpoint.get(VERIFIER, Number().name)
+                changes += [] if now == before else [f"data.verifier is {now} and was {before}"]
                 check_same_run(checkpoint, self.model.hparams, path, changes)
             check_optimizer(checkpoint, self.model.optimizer_factory, path)
         shapes = self.model.checkpoint_shapes()
@@ -395,6 +405,7 @@ class RLVRCommandLine(LightningCLI):
             seconds=self._run_state.state.wall_seconds,
             rollouts=rollouts,
             tokens=tokens,
+            verifier=self.datamodule.verifier,
         )
 
     # After an evaluation alone
@@ -417,6 +428,7 @@ class RLVRCommandLine(LightningCLI):
                 records_path(folder, stage, self.model.rollouts_done),
                 stage,
                 policy=self.model.policy_name + (f", {checkpoint}" if checkpoint else ""),
+                verifier=self.datamodule.verifier,
             )
 
 

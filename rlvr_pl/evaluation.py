@@ -4,8 +4,9 @@ With n samples a question of which c are right, beside the mean (avg@n):
 
 - pass@k, the probability that one of k samples at least is right, without bias 1 − C(n−c, k) / C(n, k) (Chen et al.
   2021, arXiv 2107.03374, eq. 1), for k = 2, 4, 8, … and n;
-- maj@n, whether the answer that most of the samples give is right. A sample without an answer in the tags has no vote,
-  and of t answers with equally many votes each is taken with probability 1/t.
+- maj@n, whether the answer that most of the samples give is right. Answers that the verifier finds equal are one, and
+  so are all that are right. A sample without an answer where it was asked for has no vote, and of t answers with
+  equally many votes each is taken with probability 1/t.
 """
 
 from __future__ import annotations
@@ -20,29 +21,31 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from rlvr_pl.rewards import Completion, last_number, parse_number, same_number, strict_format, tagged_answer
+from rlvr_pl.rewards import Completion
+from rlvr_pl.verifiers import Number, Verifier
+from rlvr_pl.verifiers.verifier import agree
 
 
 @dataclass(frozen=True)
 class Grade:
     """What is right and wrong about one completion."""
 
-    extracted: str | None  # what stands in the answer tags
-    correct: bool  # strict: the tagged answer is the gold number
-    correct_flexible: bool  # the last number is, tagged or not
-    formatted: bool  # the tags stand once each, in order, around something
+    extracted: str | None  # the answer where it was asked for: what stands in the answer tags, say
+    correct: bool  # strict: that is a gold answer
+    correct_flexible: bool  # the answer however it is given is, such as the last number
+    formatted: bool  # the form that was asked for: the tags stand once each, in order, around something
     tokens: int
     truncated: bool
 
 
 def grade(completion: Completion) -> Grade:
-    """Grade one completion against its gold answer."""
-    extracted = tagged_answer(completion.text)
+    """Grade one completion against its gold answers, by its verifier."""
+    extracted = completion.answer
     return Grade(
         extracted=extracted,
-        correct=same_number(extracted, completion.gold),
-        correct_flexible=same_number(last_number(completion.text), completion.gold),
-        formatted=strict_format(completion) > 0,
+        correct=completion.is_right(extracted),
+        correct_flexible=completion.is_right(completion.answer_flexible),
+        formatted=completion.verifier.formatted(completion.text),
         tokens=completion.tokens,
         truncated=completion.truncated,
     )
@@ -58,18 +61,23 @@ def pass_at(k: int, samples: int, right: int) -> float:
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def majority_ties(extracted: Sequence[str | None], correct: Sequence[bool]) -> int:
+def majority_ties(extracted: Sequence[str | None], correct: Sequence[bool], verifier: Verifier | None = None) -> int:
     """Count the answers that share the most votes, the right one being among them; 0 where it is not.
 
     Args:
-        extracted: what stands in the answer tags of each sample of one question.
-        correct: whether that is the gold number.
+        extracted: the answer of each sample of one question.
+        correct: whether it is right.
+        verifier: which tells whether two answers are one; of numbers where it is None.
     """
-    values = [None if text is None else parse_number(text) for text in extracted]
-    votes = Counter(value for value in values if value is not None)
-    winners = {value for value, count in votes.items() if count == max(votes.values())}
-    right = {value for value, graded in zip(values, correct, strict=True) if graded}
-    return len(winners) if right & winners else 0
+    verifier = verifier or Number()
+    right = sum(correct)  # all of them one answer, several accepted ones too
+    wrong: Counter[str] = Counter()  # by the first of the answers that are equal
+    for answer, is_right in zip(extracted, correct, strict=True):
+        if not is_right and answer is not None and agree(verifier, answer, answer):
+            wrong[next((first for first in wrong if agree(verifier, answer, first)), answer)] += 1
+    if not right or right < max(wrong.values(), default=0):
+        return 0
+    return 1 + sum(votes == right for votes in wrong.values())
 
 
 class EvaluationMetrics(Metric):
@@ -110,16 +118,24 @@ class EvaluationMetrics(Metric):
         self.add_state("sums", torch.zeros(len(self._FIELDS), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, grades: Sequence[Grade]) -> None:
-        """Count these completions in."""
+    def update(self, grades: Sequence[Grade], verifier: Verifier | None = None) -> None:
+        """Count these completions in.
+
+        Args:
+            grades: of completions.
+            verifier: that graded them; of numbers where it is None.
+        """
         rows = [[int(asdict(g)[field]) for field in self._FIELDS.values()] for g in grades]
         self.sums += torch.tensor(rows, dtype=torch.int64).sum(dim=0).to(self.sums.device)
         self.count += len(grades)
         questions = [grades[first : first + self.samples] for first in range(0, len(grades), self.samples)]
         correct = [[g.correct for g in samples] for samples in questions]
-        ties = [majority_ties([g.extracted for g in q], c) for q, c in zip(questions, correct, strict=True)]
+        if self.samples > 1:
+            ties = [
+                majority_ties([g.extracted for g in q], c, verifier) for q, c in zip(questions, correct, strict=True)
+            ]
+            self.majority += self._histogram(ties)
         self.right += self._histogram([sum(c) for c in correct])
-        self.majority += self._histogram(ties)
 
     def _histogram(self, values: Sequence[int]) -> Tensor:
         """Count how often each of 0, …, n occurs."""

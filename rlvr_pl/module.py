@@ -66,16 +66,18 @@ from rlvr_pl.randomness import evaluation_noise, rollout_noise, seed_or_global
 from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine, why_not_covered
+from rlvr_pl.run.checkpoint_files import VERIFIER
 from rlvr_pl.run.environment import is_first_rank
 from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings
 from rlvr_pl.run.place import run_folder
-from rlvr_pl.run.records import EvaluationRecord, records_path, write_records
+from rlvr_pl.run.records import UNGRADED, EvaluationRecord, PredictionRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
 from rlvr_pl.sharding.strategy import ShardedStrategy, check_strategy
 from rlvr_pl.sharding.weights import cut_like, gather, is_sharded, shard, whole
 from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
+from rlvr_pl.verifiers import Number, Verifier
 
 _MAX_EPOCHS_UNSET = 1000  # what Lightning's trainer takes where it is given no limit
 
@@ -494,9 +496,24 @@ class GroupPolicyModule(LightningModule):
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         questions, truncated = rollout.by_row(prompts.questions), rollout.truncated.tolist()
         return [
-            Completion(text=text, question=question.question, gold=question.gold, tokens=length, truncated=cut)
+            Completion(
+                text=text,
+                question=question.question,
+                gold=question.gold or "",
+                tokens=length,
+                truncated=cut,
+                alternatives=question.alternatives,
+                verifier=self.verifier,
+                columns=question.columns,
+            )
             for text, question, length, cut in zip(texts, questions, lengths, truncated, strict=True)
         ]
+
+    @property
+    def verifier(self) -> Verifier:
+        """What tells right answers from others: the data module's, which knows what a gold answer means, or numbers."""
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        return getattr(data, "verifier", None) or Number()
 
     @timed("update")
     def update(self, rollout: Rollout, advantages: Tensor) -> UpdateStats:
@@ -585,9 +602,25 @@ class GroupPolicyModule(LightningModule):
         self.evaluate(prompts)
 
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Answer and grade a batch; ``trainer.predict`` returns its records."""
-        self.evaluate(prompts)
-        return self.evaluation_records[-len(prompts.questions) * self.eval_samples :]
+        """Answer a batch, and grade what has gold answers; ``trainer.predict`` returns its records."""
+        rollout = self.answer(prompts)
+        completions = self.read(rollout, prompts)
+        questions = rollout.by_row(prompts.questions)
+        records = [
+            asdict(
+                PredictionRecord(
+                    question=question.index,
+                    question_text=question.question,
+                    sample=rollout.place(row)[1],
+                    **(asdict(grade(completion)) | ({} if question.gold is not None else UNGRADED)),
+                    gold=None if question.gold is None else " | ".join(completion.golds),
+                    completion=completion.text,
+                )
+            )
+            for row, (question, completion) in enumerate(zip(questions, completions, strict=True))
+        ]
+        self.evaluation_records += records
+        return records
 
     def answer(self, prompts: PromptBatch) -> Rollout:
         """Sample completions as an evaluation does, ``eval_samples`` a question."""
@@ -603,13 +636,13 @@ class GroupPolicyModule(LightningModule):
         rollout = self.answer(prompts)
         completions = self.read(rollout, prompts)
         grades = [grade(completion) for completion in completions]
-        self.evaluation_metrics.update(grades)
+        self.evaluation_metrics.update(grades, self.verifier)
         for row, (completion, graded) in enumerate(zip(completions, grades, strict=True)):
             prompt, sample = rollout.place(row)
             record = EvaluationRecord(
                 question=prompts.questions[prompt].index,
                 sample=sample,
-                gold=completion.gold,
+                gold=" | ".join(completion.golds),
                 **asdict(graded),
                 completion=completion.text,
                 cluster=prompts.questions[prompt].cluster,
@@ -764,6 +797,7 @@ class GroupPolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["completion_tokens"] = self.completion_tokens
+        checkpoint[VERIFIER] = self.verifier.name
         checkpoint[OPTIMIZER_SETTINGS] = self.optimizer_settings.as_written()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ Shapes, everywhere in this project:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -67,10 +67,12 @@ class Question:
 
     index: int  # row in its split: identifies the question in records and in its sampling noise
     question: str
-    gold: str  # the gold answer's number, as text
+    gold: str | None  # the gold answer, as text; where several are accepted, the first; None where the row has none
     prompt: str  # what the policy continues
     prompt_ids: tuple[int, ...]  # P tokens
     cluster: str = ""  # what it belongs to together with others, such as their passage; empty where it stands alone
+    alternatives: tuple[str, ...] = ()  # other answers that are accepted
+    columns: Mapping[str, object] = field(default_factory=dict, hash=False)  # of its row, those that rewards ask for
 
 
 class PromptBatch:

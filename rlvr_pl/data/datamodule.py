@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from transformers import PreTrainedTokenizerBase
 
 from rlvr_pl.data.few_shot import draw_examples, leave_out
+from rlvr_pl.data.fields import Fields
 from rlvr_pl.data.loaders import EvaluationLoader, RolloutLoader
+from rlvr_pl.data.problems import Split
 from rlvr_pl.data.prompts import PLAIN_FORMAT, SYSTEM_PROMPT, Example, PromptFormat, warn_if_plain
 from rlvr_pl.data.questions import BadRows, build_questions, rewrite_prompts, warn_if_alike
-from rlvr_pl.data.sources import DataSource, find_source
+from rlvr_pl.data.sources import DataSource, LocalDataset, find_source
 from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.randomness import hold_out, seed_or_global
 from rlvr_pl.types import ConfigError, Question, check_at_least
+from rlvr_pl.verifiers import Verifier, find_verifier
+
+_NO_TRAIN = "data.source: it has no train split (a folder needs train.jsonl or train.parquet)"
 
 
 class GSM8KDataModule(LightningDataModule):
-    """Math word problems in GSM8K's schema.
+    """Questions with gold answers, in GSM8K's schema or another.
 
     Three splits: *train*; *val*, a fixed hold-out of the source's train split that is never trained on and serves to
     choose the best checkpoint; *test*, the source's own test split, which is what gets reported. A source without a
-    test split has one held out in the same way.
+    test split has one held out in the same way. ``predict`` answers the test split, or all of a source that has none;
+    its rows need no gold answers.
 
     Args:
         source: ``openai/gsm8k`` or another hub id; the path of a .jsonl or .parquet file, of a folder with train and
             test files, or of a saved dataset; ``embedded``, generated problems; or a data source of your own.
+        question: the field of the rows that holds the question.
+        answer: the field that holds the gold answer, or a list of fields whose answers are all accepted.
+        verifier: what a gold answer means and when an answer is right, for rewards, metrics and records: ``number``,
+            ``choice`` (letters), ``math`` (LaTeX), ``exact`` (text), or a class or function of your own.
         tokenizer: the model whose tokenizer and chat template make the prompts; null takes that of the policy which
             the trainer trains.
         system_prompt: what the chat template's system turn says; empty leaves the turn out.
@@ -54,6 +65,9 @@ class GSM8KDataModule(LightningDataModule):
     def __init__(
         self,
         source: str | DataSource = "openai/gsm8k",
+        question: str = "question",
+        answer: str | list[str] = "answer",
+        verifier: str | Verifier = "number",
         tokenizer: str | None = None,
         system_prompt: str = SYSTEM_PROMPT,
         few_shot: int | list[Example] | None = None,
@@ -81,6 +95,11 @@ class GSM8KDataModule(LightningDataModule):
         )
         check_at_least(0, "data", seed=seed, split_seed=split_seed)
         self.source = find_source(source)
+        self.question = question
+        self.answers = (answer,) if isinstance(answer, str) else tuple(answer)
+        if not self.answers:
+            raise ConfigError("data.answer is an empty list; name the field of the gold answers")
+        self.verifier = find_verifier(verifier)
         self.tokenizer_name = tokenizer
         self.examples_to_draw = few_shot if isinstance(few_shot, int) else 0
         check_at_least(0, "data", few_shot=self.examples_to_draw)
@@ -101,7 +120,11 @@ class GSM8KDataModule(LightningDataModule):
         self.seed = seed
         self.split_seed = split_seed
         self.questions: dict[str, list[Question]] = {}
+        self.reward_columns: Mapping[str, str] | None = (
+            None  # that rewards ask for; None: those of the trainer's module
+        )
         self._encoded_for: str | None = None  # whose tokenizer made the prompts of these questions
+        self._columns: Mapping[str, str] = {}  # that these questions hold
 
     def setup(self, stage: str | None = None) -> None:
         """Load all splits, check and tokenize them, once.
@@ -110,50 +133,85 @@ class GSM8KDataModule(LightningDataModule):
             ConfigError: if the data cannot be used, or it is open whose tokenizer makes the prompts.
         """
         name = self.tokenizer_name or self._name_of_policy()
-        if name == self._encoded_for:
+        asked = self._asked_columns() if stage in (None, "fit") else {}
+        wanted = "predict" if stage == "predict" else "test"
+        if name != self._encoded_for:
+            self.questions = {}
+        elif wanted in self.questions and (wanted == "predict" or asked.keys() <= self._columns.keys()):
             return
         tokenizer = load_tokenizer(name)
         if self.prompt_format.chat_template:
             warn_if_plain(tokenizer)
-        if self.examples_to_draw:
+        if self.examples_to_draw and "test" not in self.questions:
             self.prompt_format = replace(self.prompt_format, few_shot=())  # of another policy's tokenizer
         self.prompt_format.check_with(tokenizer)
 
-        def format_question(question: str) -> str:
-            return self.prompt_format.write(tokenizer, question)
+        def questions_of(split: Split, rows: Iterable[object], **settings: Any) -> list[Question]:
+            fields = Fields(self.question, self.answers, self.verifier, cluster=self.cluster, **settings)
+            file = self.source.file(split) if isinstance(self.source, LocalDataset) else None
+            writer = self._prompt_writer(tokenizer)
+            return build_questions(rows, split, tokenizer, writer, self.max_prompt_tokens, self.bad_rows, fields, file)
 
-        def questions_of(split: str, rows: Iterable[object]) -> list[Question]:
-            return build_questions(
-                rows, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows, self.cluster
-            )
+        # Examples for the prompt are drawn from train, for the questions of predict too.
+        if wanted == "test" or (self.examples_to_draw and "test" not in self.questions):
+            self.questions |= self._splits(questions_of, asked, tokenizer)
+            self._columns = asked
+        if wanted == "predict":
+            self.questions["predict"] = self._to_predict(questions_of)
+        self._encoded_for = name
 
+    def _splits(
+        self,
+        questions_of: Callable[..., list[Question]],
+        asked: Mapping[str, str],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> dict[str, list[Question]]:
         train_rows, test_rows = self.source("train"), self.source("test")
         if train_rows is None:
-            raise ConfigError("data.source: it has no train split (a folder needs train.jsonl or train.parquet)")
+            raise ConfigError(_NO_TRAIN)
         rows = list(train_rows)
-        train = questions_of("train", rows)
+        train = questions_of("train", rows, columns=asked)
         if test_rows is None:
             warnings.warn(
-                f"data.source has no test split; {self.val_size} train problems are held out for it", stacklevel=2
+                f"data.source has no test split; {self.val_size} train problems are held out for it", stacklevel=3
             )
             train, test = self._hold_out(train, self.split_seed + 1)
         else:
             test = questions_of("test", test_rows)
         warn_if_alike(test)
         train, val = self._hold_out(train, self.split_seed)
-        self.questions = {"train": train, "val": val, "test": test}
-        self.questions["train"] = leave_out(self.questions, self.prompt_format.few_shot)
+        questions = {"train": train, "val": val, "test": test}
+        questions["train"] = leave_out(questions, self.prompt_format.few_shot)
         if self.examples_to_draw:  # after the hold-outs, which are then the same with and without examples
-            examples, self.questions["train"] = draw_examples(train, rows, self.examples_to_draw, self.split_seed)
+            examples, questions["train"] = draw_examples(
+                train, rows, self.examples_to_draw, self.split_seed, self.answers[0]
+            )
             self.prompt_format = replace(self.prompt_format, few_shot=examples)
             self.prompt_format.check_with(tokenizer)
-            self.questions = {
+            questions = {
                 split: rewrite_prompts(
-                    questions, split, tokenizer, format_question, self.max_prompt_tokens, self.bad_rows
+                    some, split, tokenizer, self._prompt_writer(tokenizer), self.max_prompt_tokens, self.bad_rows
                 )
-                for split, questions in self.questions.items()
+                for split, some in questions.items()
             }
-        self._encoded_for = name
+        return questions
+
+    def _to_predict(self, questions_of: Callable[..., list[Question]]) -> list[Question]:
+        for split in ("test", "train"):
+            rows = self.source(split)
+            if rows is not None:
+                return questions_of(split, rows, optional_answers=True)
+        raise ConfigError(_NO_TRAIN)
+
+    def _prompt_writer(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+        return lambda question: self.prompt_format.write(tokenizer, question)
+
+    def _asked_columns(self) -> Mapping[str, str]:
+        """The columns that the reward functions of the module ask for, each with their names."""
+        if self.reward_columns is not None:
+            return self.reward_columns
+        module = None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
+        return getattr(getattr(module, "reward_sum", None), "columns", {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the data: the prompt, with which alone its policy is what was trained."""
@@ -191,7 +249,8 @@ class GSM8KDataModule(LightningDataModule):
         return EvaluationLoader(self.questions["test"], self.eval_batch_size, *self._rank_of_world())
 
     def predict_dataloader(self) -> EvaluationLoader:
-        return self.test_dataloader()
+        self.setup("predict")
+        return EvaluationLoader(self.questions["predict"], self.eval_batch_size, *self._rank_of_world())
 
     def _rank_of_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -8,15 +8,15 @@ from typing import Any
 
 from rlvr_pl.data.prompts import Example
 from rlvr_pl.randomness import few_shot_order
-from rlvr_pl.rewards.answers import ANSWER_CLOSE, ANSWER_OPEN, GOLD_MARK
-from rlvr_pl.rewards.functions import REASONING_CLOSE, REASONING_OPEN
 from rlvr_pl.types import ConfigError, Question
+from rlvr_pl.verifiers.tags import ANSWER_CLOSE, ANSWER_OPEN, REASONING_CLOSE, REASONING_OPEN
+from rlvr_pl.verifiers.verifier import GOLD_MARK
 
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes for a calculator: 48/2=<<48/2=24>>24
 
 
 def draw_examples(
-    questions: Sequence[Question], rows: Sequence[Any], count: int, seed: int
+    questions: Sequence[Question], rows: Sequence[Any], count: int, seed: int, answer: str = "answer"
 ) -> tuple[tuple[Example, ...], list[Question]]:
     """Draw examples from the training questions; these are trained on no more.
 
@@ -25,6 +25,7 @@ def draw_examples(
         rows: the source's, to which the questions' ``index`` refers.
         count: how many.
         seed: of the draw; the first k of n examples are those of k.
+        answer: the field of the rows whose text before ``####``, if any, is a solution.
 
     Returns:
         The examples, and the other questions in their order.
@@ -35,13 +36,13 @@ def draw_examples(
     if count >= len(questions):
         raise ConfigError(f"data.few_shot is {count}, but there are only {len(questions)} train problems to draw from")
     drawn = few_shot_order(seed, len(questions))[:count].tolist()
-    examples = tuple(_example(questions[i], rows[questions[i].index]["answer"]) for i in drawn)
+    examples = tuple(_example(questions[i], rows[questions[i].index][answer]) for i in drawn)
     return examples, [question for i, question in enumerate(questions) if i not in drawn]
 
 
-def _example(question: Question, answer: str) -> Example:
+def _example(question: Question, answer: object) -> Example:
     """Show a solution in the form that the system prompt asks for and the shipped rewards look for."""
-    reasoning = _CALCULATOR.sub("", answer.rpartition(GOLD_MARK)[0]).strip()
+    reasoning = _CALCULATOR.sub("", str(answer).rpartition(GOLD_MARK)[0]).strip()
     steps = f"{REASONING_OPEN}\n{reasoning}\n{REASONING_CLOSE}\n" if reasoning else ""
     return Example(question.question, f"{steps}{ANSWER_OPEN}\n{question.gold}\n{ANSWER_CLOSE}")
 

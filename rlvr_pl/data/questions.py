@@ -7,12 +7,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlvr_pl.data.fields import Fields
 from rlvr_pl.data.prompts import PromptEncoder
-from rlvr_pl.rewards import gold_answer
 from rlvr_pl.types import ConfigError, Question
 
 BadRows = Literal["refuse", "drop"]
@@ -30,28 +31,35 @@ def build_questions(
     format_question: Callable[[str], str],
     max_prompt_tokens: int,
     bad_rows: BadRows,
-    cluster: str | None = None,
+    fields: Fields | None = None,
+    file: Path | None = None,
 ) -> list[Question]:
     """Make questions of all usable rows, in order; ``index`` is the row's place in the source, counted from 0.
 
     Args:
-        rows: in GSM8K's schema, unchecked.
+        rows: unchecked.
         split: its name, for messages.
         tokenizer: of the policy.
         format_question: from a question to its prompt.
         max_prompt_tokens: a row with a longer prompt cannot be used.
         bad_rows: what to do about rows that cannot be used.
-        cluster: the field that says which questions belong together; None where each stands alone.
+        fields: what the fields of a row mean; GSM8K's where it is None.
+        file: that the rows are from, for messages; None where they are from none.
 
     Raises:
-        ConfigError: if rows cannot be used and ``bad_rows`` is ``refuse``, naming them counted from 1; or if none can.
+        ConfigError: if no row has a field that is needed; if rows cannot be used and ``bad_rows`` is ``refuse``,
+            naming them counted from 1; or if none can.
     """
+    fields = Fields() if fields is None else fields
+    place = f"the {split} split" + ("" if file is None else f" ({file})")
+    rows = list(rows)
+    fields.check(rows, place)
     encode = PromptEncoder(tokenizer, format_question)
 
     def build(index: int, row: object) -> Question:
-        return _build_question(index, row, encode, max_prompt_tokens, cluster)
+        return _build_question(index, row, encode, max_prompt_tokens, fields)
 
-    return _usable(enumerate(rows), build, split, bad_rows)
+    return _usable(enumerate(rows), build, place, bad_rows)
 
 
 def rewrite_prompts(
@@ -69,11 +77,11 @@ def rewrite_prompts(
         prompt, prompt_ids = _write_prompt(question.question, encode, max_prompt_tokens)
         return replace(question, prompt=prompt, prompt_ids=prompt_ids)
 
-    return _usable(((question.index, question) for question in questions), rewrite, split, bad_rows)
+    return _usable(((question.index, question) for question in questions), rewrite, f"the {split} split", bad_rows)
 
 
 def _usable(
-    numbered: Iterable[tuple[int, Row]], build: Callable[[int, Row], Question], split: str, bad_rows: BadRows
+    numbered: Iterable[tuple[int, Row]], build: Callable[[int, Row], Question], place: str, bad_rows: BadRows
 ) -> list[Question]:
     """Build what can be built; refuse the rest, or drop it and say so."""
     questions: list[Question] = []
@@ -86,12 +94,12 @@ def _usable(
     total = len(questions) + len(bad)
     if bad:
         shown = "; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
-        message = f"data.source: {len(bad)} of {total} rows of the {split} split cannot be used: {shown}"
+        message = f"data.source: {len(bad)} of {total} rows of {place} cannot be used: {shown}"
         if bad_rows == "refuse":
             raise ConfigError(f"{message}. Fix them, or leave them out with --data.bad_rows drop")
         warnings.warn(f"{message}. They were dropped (data.bad_rows: drop)", stacklevel=3)
     if not questions:
-        raise ConfigError(f"data.source: the {split} split has no usable rows")
+        raise ConfigError(f"data.source: {place} has no usable rows")
     return questions
 
 
@@ -109,24 +117,21 @@ def warn_if_alike(questions: Sequence[Question]) -> None:
         )
 
 
-def _build_question(
-    index: int, row: object, encode: PromptEncoder, max_prompt_tokens: int, cluster: str | None
-) -> Question:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"not an object with 'question' and 'answer': {str(row)[:40]!r}")
-    for key in ("question", "answer"):
-        value = row.get(key)
-        if not isinstance(value, str):
-            raise ValueError(f"{key!r} is {'missing' if value is None else type(value).__name__}, not text")
-        if not value.strip():
-            raise ValueError(f"{key!r} is empty")
-        value.encode()  # a lone surrogate, which JSON can spell, is a ValueError here and a TypeError to tokenizers
-    gold = gold_answer(row["answer"])
-    prompt, prompt_ids = _write_prompt(row["question"], encode, max_prompt_tokens)
-    member_of = "" if cluster is None else str(row.get(cluster) or "")
-    if cluster is not None and not member_of:
-        raise ValueError(f"{cluster!r} (data.cluster) is missing")
-    return Question(index, row["question"], gold, prompt, prompt_ids, member_of)
+def _build_question(index: int, row: object, encode: PromptEncoder, max_prompt_tokens: int, fields: Fields) -> Question:
+    question = fields.read_question(row)
+    assert isinstance(row, Mapping)
+    golds = fields.read_golds(row)
+    prompt, prompt_ids = _write_prompt(question, encode, max_prompt_tokens)
+    return Question(
+        index,
+        question,
+        golds[0] if golds else None,
+        prompt,
+        prompt_ids,
+        cluster=fields.read_cluster(row),
+        alternatives=golds[1:],
+        columns=fields.read_columns(row),
+    )
 
 
 def _write_prompt(question: str, encode: PromptEncoder, max_prompt_tokens: int) -> tuple[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Where problems come from: rows in GSM8K's schema, ``{"question": str, "answer": "… #### 18"}``, by split.
+"""Where problems come from: rows by split, in GSM8K's schema, ``{"question": str, "answer": "… #### 18"}``, or another.
 
 A source is any callable that takes a split's name and returns its rows, or None where it has no such split. Rows are
 passed on unchecked; :mod:`rlvr_pl.data.questions` refuses bad ones by their number.
@@ -71,10 +71,20 @@ class LocalDataset:
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
 
-    def __call__(self, split: Split) -> Iterable[object] | None:
+    def file(self, split: Split) -> Path | None:
+        """Find the file, or the saved dataset's folder, that a split is in; None where there is none."""
         if self.path.is_file():
-            return read_file(self.path) if split == "train" else None
-        if (self.path / "dataset_dict.json").is_file() or (self.path / "state.json").is_file():
+            return self.path if split == "train" else None
+        if self._is_saved():
+            return self.path
+        files = [self.path / f"{split}{suffix}" for suffix in _READERS]
+        return next((file for file in files if file.is_file()), None)
+
+    def _is_saved(self) -> bool:
+        return (self.path / "dataset_dict.json").is_file() or (self.path / "state.json").is_file()
+
+    def __call__(self, split: Split) -> Iterable[object] | None:
+        if self._is_saved():
             try:
                 saved = datasets.load_from_disk(str(self.path))
             except Exception as error:  # see HubDataset
@@ -84,8 +94,8 @@ class LocalDataset:
             if isinstance(saved, datasets.DatasetDict):
                 return saved.get(split)
             return saved if split == "train" else None
-        files = [self.path / f"{split}{suffix}" for suffix in _READERS]
-        return next((read_file(file) for file in files if file.is_file()), None)
+        file = self.file(split)
+        return None if file is None else read_file(file)
 
 
 def _read_jsonl(path: Path) -> list[object]:

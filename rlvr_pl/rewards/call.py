@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from types import FrameType
@@ -15,18 +15,29 @@ import torch
 
 from rlvr_pl.rewards.completion import Completion
 from rlvr_pl.types import ConfigError, RunError
+from rlvr_pl.verifiers import VerifierError
 
 MAX_REWARD = torch.finfo(torch.float32).max
 
 _FORM = "a reward is a function of one completion: def {name}(completion: Completion) -> float"
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 class RewardError(RunError):
     """A reward function failed."""
 
 
+def asked_columns(function: Callable[..., Any]) -> tuple[str, ...]:
+    """List the columns that a function asks for: its keyword-only parameters without a default."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some that are written in C have none
+        return ()
+    return tuple(p.name for p in parameters if p.kind is _KEYWORD and p.default is inspect.Parameter.empty)
+
+
 def check_form(name: str, function: Callable[..., Any]) -> None:
-    """Refuse a function that does not take one completion.
+    """Refuse a function that does not take one completion, and columns by name.
 
     Raises:
         ConfigError: with the right form; other libraries call theirs with all prompts and completions of a batch.
@@ -35,22 +46,32 @@ def check_form(name: str, function: Callable[..., Any]) -> None:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some that are written in C have none
         return
-    form = f"{_FORM.format(name=name)}, with .text, .question and .gold (rlvr_pl.rewards.Completion)"
+    form = (
+        f"{_FORM.format(name=name)}, with .text, .question and .gold (rlvr_pl.rewards.Completion), and columns of the "
+        "row behind a *"
+    )
     if {"prompts", "completions"} & signature.parameters.keys():
         raise ConfigError(f"model.rewards: {name}{signature} takes a whole batch; here {form}")
     try:
-        signature.bind(None)
+        signature.bind(None, **dict.fromkeys(asked_columns(function)))
     except TypeError:
         raise ConfigError(f"model.rewards: {name}{signature} cannot be called with one argument; {form}") from None
 
 
-def score(name: str, function: Callable[[Completion], float], completion: Completion, timeout: float | None) -> float:
+def score(
+    name: str,
+    function: Callable[..., float],
+    completion: Completion,
+    timeout: float | None,
+    columns: Sequence[str] = (),
+) -> float:
     """Call a reward function.
 
     Args:
         name: the function's, for messages.
         function: the user's.
         completion: what it scores.
+        columns: of the completion's row, which the function is given by name.
         timeout: in seconds; None waits for ever.
 
     Raises:
@@ -58,13 +79,16 @@ def score(name: str, function: Callable[[Completion], float], completion: Comple
             What it raised is the cause.
     """
     where = f"on the completion {completion.text[:60]!r}"
+    asked = {column: completion.columns[column] for column in columns}
     try:
         with _time_limit(timeout):
-            value = function(completion)
+            value = function(completion, **asked)
     except _TimeUp as error:
         raise RewardError(
             f"model.rewards: {name} took longer than model.reward_timeout_s ({timeout:g} s) {where}{_line(error)}"
         ) from error
+    except VerifierError:  # which says itself whose fault it is
+        raise
     except (Exception, SystemExit) as error:  # any code may lie behind it
         what = "ended the process" if isinstance(error, SystemExit) else "raised"
         told = " ".join(f"{type(error).__name__}: {error}".split())

@@ -7,29 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlvr_pl.rewards.answers import ANSWER_CLOSE, ANSWER_OPEN, same_number, tagged_answer
 from rlvr_pl.rewards.completion import Completion
+from rlvr_pl.verifiers.tags import TAGS, well_tagged
 
-REASONING_OPEN = "<reasoning>"
-REASONING_CLOSE = "</reasoning>"
-TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
-
-
-RewardFunction = Callable[[Completion], float]
+RewardFunction = Callable[..., float]
 """Scores one completion. The score must be a finite number; an exception ends the run, by the function's name."""
 
 
 def correctness(completion: Completion) -> float:
-    """Give 2.0 where the tagged answer is the gold answer's text, 1.5 where it is the same number, else 0.0.
+    """Give 2.0 where the answer is a gold answer's text, 1.5 where the verifier finds it equal to one, else 0.0.
 
-    The scale is the published script's. An answer outside the tags earns nothing: the task is to answer in them.
+    The scale is the published script's. An answer that does not stand where it was asked for (the tags, for most
+    verifiers) earns nothing: to put it there is the task.
     """
-    answer = tagged_answer(completion.text)
+    answer = completion.answer
     if answer is None:
         return 0.0
-    if answer == completion.gold.strip():
+    if any(answer == gold.strip() for gold in completion.golds):
         return 2.0
-    return 1.5 if same_number(answer, completion.gold) else 0.0
+    return 1.5 if completion.is_right(answer) else 0.0
 
 
 def tag_format(completion: Completion) -> float:
@@ -45,10 +41,4 @@ def strict_format(completion: Completion) -> float:
 
     Each tag occurs once, in this order; the answer is not blank; only whitespace stands before, between and after.
     """
-    text = completion.text.strip()
-    if any(text.count(tag) != 1 for tag in TAGS):
-        return 0.0
-    if not (text.startswith(REASONING_OPEN) and text.endswith(ANSWER_CLOSE)):
-        return 0.0
-    between, _, answer = text.partition(REASONING_CLOSE)[2].partition(ANSWER_OPEN)
-    return float(not between.strip() and bool(answer.removesuffix(ANSWER_CLOSE).strip()))
+    return float(well_tagged(completion.text))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlvr_pl.rewards.call import check_form, score
+from rlvr_pl.rewards.call import asked_columns, check_form, score
 from rlvr_pl.rewards.completion import Completion
 from rlvr_pl.rewards.functions import RewardFunction
 from rlvr_pl.types import ConfigError
@@ -65,7 +65,17 @@ class RewardSum:
                 raise ConfigError(f"model.rewards gives {term.name} the weight {term.weight}, which is not finite.")
             check_form(term.name, term.function)
         self.terms = list(terms)
+        self.asked = {term.name: asked_columns(term.function) for term in terms}
         self.timeout = timeout
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of a row that terms ask for, each with their names."""
+        who: dict[str, list[str]] = {}
+        for name, columns in self.asked.items():
+            for column in columns:
+                who.setdefault(column, []).append(name)
+        return {column: " and ".join(names) for column, names in who.items()}
 
     def __call__(self, completions: Sequence[Completion]) -> Rewards:
         """Score N completions, in order.
@@ -75,7 +85,10 @@ class RewardSum:
         Raises:
             RewardError: naming a reward function that failed, took too long, or returned no finite number.
         """
-        rows = [[score(term.name, term.function, c, self.timeout) for c in completions] for term in self.terms]
+        rows = [
+            [score(term.name, term.function, c, self.timeout, self.asked[term.name]) for c in completions]
+            for term in self.terms
+        ]
         scores = torch.tensor(rows, dtype=torch.float64)
         weights = torch.tensor([term.weight for term in self.terms], dtype=torch.float64)
         return Rewards(

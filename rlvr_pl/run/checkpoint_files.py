@@ -14,6 +14,7 @@ from rlvr_pl.run.files import name_also, whole_file
 from rlvr_pl.run.folder import LAST, PREVIOUS
 from rlvr_pl.types import ConfigError
 
+VERIFIER = "verifier"  # in a checkpoint: the name of what told right answers from others
 _DAMAGED = ".damaged"
 _OURS = ("state_dict", "loops", "optimizer_states", "rollouts_done", "completion_tokens", "hyper_parameters")
 
@@ -147,13 +148,13 @@ def check_architecture(checkpoint: dict[str, Any], shapes: dict[str, torch.Size]
 def check_same_run(
     checkpoint: dict[str, Any], settings: Mapping[str, Any], path: Path, other_changes: Sequence[str] = ()
 ) -> None:
-    """Refuse to go on with another seed, objective, policy or prompt, which would be another run.
+    """Refuse to go on with another seed, objective, policy, prompt or verifier, which would be another run.
 
     Args:
         checkpoint: as ``read_checkpoint`` gives it.
         settings: of the run that would go on: the module's hyperparameters.
         path: the checkpoint's file.
-        other_changes: what else is known to differ, such as the prompt.
+        other_changes: what else is known to differ, such as the prompt or the verifier.
 
     Raises:
         ConfigError: with the differences, and how to go on all the same.

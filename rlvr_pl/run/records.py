@@ -20,7 +20,7 @@ class EvaluationRecord:
 
     question: int  # the row in its split
     sample: int  # which of the question's completions
-    gold: str
+    gold: str  # where several answers are accepted, all of them, with " | " between
     extracted: str | None
     correct: bool
     correct_flexible: bool
@@ -29,6 +29,26 @@ class EvaluationRecord:
     truncated: bool
     completion: str
     cluster: str = ""  # what the question belongs to, where the data says
+
+
+@dataclass(frozen=True)
+class PredictionRecord:
+    """One completion of ``predict``; gold answer and verdicts are None for a question without a gold answer."""
+
+    question: int  # the row in its file
+    sample: int
+    question_text: str
+    completion: str
+    extracted: str | None
+    gold: str | None
+    correct: bool | None
+    correct_flexible: bool | None
+    formatted: bool
+    tokens: int
+    truncated: bool
+
+
+UNGRADED = {"correct": None, "correct_flexible": None}
 
 
 def records_path(log_dir: str | Path, stage: str, rollout: int) -> Path:

@@ -16,6 +16,7 @@ from rlvr_pl.proportion import mean_interval
 from rlvr_pl.run.folder import BEST, BEST_MODEL, CHECKPOINTS, EVALUATIONS, EVENTS
 from rlvr_pl.run.records import Record, read_records, records_path
 from rlvr_pl.run.terminal import make_console
+from rlvr_pl.verifiers import Verifier
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,17 @@ def read_accuracy(log_dir: Path, split: str, rollout: int) -> Accuracy | None:
     )
 
 
-_KINDS = {"correct": "strict (in the tags)", "correct_flexible": "flexible (last number)"}
+def kinds(verifier: Verifier) -> dict[str, str]:
+    """Name the two accuracies, by their fields in records."""
+    return {"correct": f"strict ({verifier.strict})", "correct_flexible": f"flexible ({verifier.flexible})"}
 
 
-def measures(records: Sequence[Record]) -> dict[str, list[float]]:
+def measures(records: Sequence[Record], verifier: Verifier) -> dict[str, list[float]]:
     """Compute each measure of an evaluation, question by question.
 
     Args:
         records: of the evaluation, each question with as many samples as another.
+        verifier: that graded them.
 
     Returns:
         By the measure's name, a value in [0, 1] for each question.
@@ -57,39 +61,61 @@ def measures(records: Sequence[Record]) -> dict[str, list[float]]:
     suffix = f", avg@{n}" if n > 1 else ""
     found = {
         f"{name}{suffix}": [fmean(record[key] for record in samples) for samples in questions]
-        for key, name in _KINDS.items()
+        for key, name in kinds(verifier).items()
     }
     if n == 1:
         return found
     right = [sum(record["correct"] for record in samples) for samples in questions]
     for k in passes(n):
         found[f"strict, pass@{k}"] = [pass_at(k, n, count) for count in right]
-    ties = [majority_ties([r["extracted"] for r in samples], [r["correct"] for r in samples]) for samples in questions]
+    ties = [
+        majority_ties([r["extracted"] for r in samples], [r["correct"] for r in samples], verifier)
+        for samples in questions
+    ]
     found[f"strict, maj@{n}"] = [1 / tied if tied else 0.0 for tied in ties]
     return found
 
 
-def print_evaluation(path: Path, stage: str, policy: str) -> None:
+def print_evaluation(path: Path, stage: str, policy: str, verifier: Verifier) -> None:
     """Print what an evaluation found, with 95 % intervals over questions.
 
     Args:
         path: of its records.
         stage: val, test or predict.
         policy: what was evaluated.
+        verifier: that graded it.
     """
-    found = measures(read_records(path))
-    table = Table(title=f"{stage}: {policy}")
+    console = make_console()
+    records = read_records(path)
+    graded = [record for record in records if record["correct"] is not None]
+    questions = {record["question"] for record in records}
+    ungraded = questions - {record["question"] for record in graded}
+    if graded:
+        console.print(_table_of(measures(graded, verifier), f"{stage}: {policy}"))
+    if ungraded:
+        console.print(f"{stage}: {len(ungraded):,} of {len(questions):,} questions have no gold answer to be graded by")
+    console.print(f"records: {path}", soft_wrap=True)
+
+
+def _table_of(found: dict[str, list[float]], title: str) -> Table:
+    table = Table(title=title)
     for column in ("accuracy", "questions", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "accuracy" else "right")
     for name, values in found.items():
         low, high = mean_interval(values)
         table.add_row(name, f"{len(values):,}", f"{fmean(values):.1%}", f"{low:.1%} to {high:.1%}")
-    console = make_console()
-    console.print(table)
-    console.print(f"records: {path}", soft_wrap=True)
+    return table
 
 
-def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: float, rollouts: int, tokens: int) -> None:
+def print_summary(
+    log_dir: Path,
+    objective: str,
+    best_rollout: int,
+    seconds: float,
+    rollouts: int,
+    tokens: int,
+    verifier: Verifier,
+) -> None:
     """Print the table of a finished ``fit``.
 
     Args:
@@ -98,6 +124,7 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
         best_rollout: after how many rollouts the best checkpoint was taken.
         seconds: wall-clock time of the whole run, as run.json counts it.
         rollouts, tokens: trained on, over the whole run.
+        verifier: that graded it.
     """
     table = Table(title=f"{objective}: {rollouts} rollouts, {tokens:,} completion tokens, {seconds:.0f} s")
     for column in ("split", "questions", "accuracy", "before", "after", "Δ"):
@@ -106,7 +133,7 @@ def print_summary(log_dir: Path, objective: str, best_rollout: int, seconds: flo
         before, after = read_accuracy(log_dir, split, 0), read_accuracy(log_dir, split, best_rollout)
         if after is None:
             continue
-        for kind, name in zip(("strict", "flexible"), _KINDS.values(), strict=True):
+        for kind, name in zip(("strict", "flexible"), kinds(verifier).values(), strict=True):
             end = getattr(after, kind)
             start = None if before is None else getattr(before, kind)
             table.add_row(

@@ -14,9 +14,9 @@ from rlvr_pl.data.prompts import SYSTEM_PROMPT
 from rlvr_pl.main import main
 from rlvr_pl.pretrained import load_tokenizer
 from rlvr_pl.rewards import gold_answer
-from rlvr_pl.rewards.answers import parse_number, same_number
 from rlvr_pl.run.records import read_records
 from rlvr_pl.types import Question
+from rlvr_pl.verifiers.number import parse_number, same_number
 from tests.helpers.paths import SHARED
 from tests.helpers.policies import make_tiny_policy
 from tests.helpers.runs import read_scalars, tiny_run

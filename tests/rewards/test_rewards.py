@@ -315,6 +315,18 @@ def two(text: str, gold: str) -> float:
     return 0.0
 
 
+def weighted(completion: Completion, *, level: int, topic: str, scale: float = 0.5) -> float:
+    return level * scale if topic == "sums" else 0.0
+
+
+def test_a_function_is_given_the_columns_that_it_asks_for() -> None:
+    rewards = RewardSum([RewardTerm(weighted), RewardTerm(length)])
+    assert rewards.columns == {"level": "weighted", "topic": "weighted"}, "what has a default is no column"
+    rows = [{"level": 3, "topic": "sums"}, {"level": 4, "topic": "proofs"}]
+    given = [dataclasses.replace(completion("x"), columns=columns) for columns in rows]
+    assert rewards(given).total.tolist() == [2.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("function", "problem"),
     [

@@ -8,6 +8,7 @@ import pytest
 
 from rlvr_pl.run.records import records_path, write_records
 from rlvr_pl.run.summary import Accuracy, measures, print_evaluation, print_summary, read_accuracy
+from rlvr_pl.verifiers import Number
 from tests.helpers.records import record
 
 
@@ -44,7 +45,7 @@ def test_the_summary_shows_before_after_and_the_difference(
     write_records(records_path(tmp_path, "val", 0), [record(i, strict=i < 1, flexible=i < 3) for i in range(8)])
     write_records(records_path(tmp_path, "val", 40), [record(i, strict=i < 6, flexible=i < 2) for i in range(8)])
     write_records(records_path(tmp_path, "test", 40), [record(i, strict=i < 1) for i in range(3)])
-    print_summary(tmp_path, "GSPO", best_rollout=40, seconds=12.3, rollouts=60, tokens=1234567)
+    print_summary(tmp_path, "GSPO", best_rollout=40, seconds=12.3, rollouts=60, tokens=1234567, verifier=Number())
     lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
     assert "GSPO: 60 rollouts, 1,234,567 completion tokens, 12 s" in lines
     assert "val 8 strict (in the tags) 12.5% 75.0% +62.5" in lines
@@ -56,12 +57,12 @@ def test_the_summary_shows_before_after_and_the_difference(
 def test_the_summary_prints_any_folder_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "x[/y]z :smile: [red]"
     write_records(records_path(folder, "val", 0), [record(0)])
-    print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1)
+    print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1, verifier=Number())
     lines = capsys.readouterr().out.splitlines()
     assert f"logs:            {folder}" in lines
     assert "TensorBoard:" not in "".join(lines), "it has nothing to show"
     (folder / "events.out.tfevents.1").touch()
-    print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1)
+    print_summary(folder, "GSPO", best_rollout=0, seconds=1.0, rollouts=1, tokens=1, verifier=Number())
     lines = capsys.readouterr().out.splitlines()
     assert f"TensorBoard:     tensorboard --logdir '{folder}'" in lines
 
@@ -71,7 +72,7 @@ def test_an_evaluation_is_told_with_its_interval_and_its_records(
 ) -> None:
     path = records_path(tmp_path, "test", 0)
     write_records(path, [record(q, strict=q < 8, flexible=True) for q in range(10)])
-    print_evaluation(path, "test", "some/[model]")
+    print_evaluation(path, "test", "some/[model]", Number())
     lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
     assert "test: some/[model]" in lines
     assert "strict (in the tags) 10 80.0% 49.0% to 94.3%" in lines
@@ -86,7 +87,7 @@ def test_several_samples_have_measures_of_their_own() -> None:
         for q in right
         for s in range(3)
     ]
-    assert measures(records) == {
+    assert measures(records, Number()) == {
         "strict (in the tags), avg@3": [2 / 3, 1 / 3, 0.0],
         "flexible (last number), avg@3": [0.0, 0.0, 0.0],
         "strict, pass@2": [1.0, pytest.approx(2 / 3), 0.0],

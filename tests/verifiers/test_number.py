@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_pl.rewards.answers import (
+from rlvr_pl.verifiers.number import (
     MAX_DIGITS,
     MAX_EXPONENT,
     MAX_LENGTH,
@@ -18,8 +18,8 @@ from rlvr_pl.rewards.answers import (
     last_number,
     parse_number,
     same_number,
-    tagged_answer,
 )
+from rlvr_pl.verifiers.tags import tagged_answer
 from tests.helpers.paths import SHARED
 
 GSM8K = SHARED / "gsm8k"

@@ -1,4 +1,4 @@
-"""Extract an answer from a text and compare it with the gold answer, exactly.
+"""Numbers: find one in a text and compare it with the gold answer, exactly.
 
 The texts are a model's output, so nothing about them is trusted: no function here raises on any string (except
 ``gold_answer``, which reads the data set), and each takes linear time. Values are fractions, never floats: 0.1 + 0.2
@@ -13,9 +13,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-ANSWER_OPEN = "<answer>"
-ANSWER_CLOSE = "</answer>"
-GOLD_MARK = "####"
+from rlvr_pl.verifiers.verifier import GOLD_MARK, Verifier, gold_text
 
 MAX_LENGTH = 128  # characters of an answer, and of a number
 MAX_DIGITS = 64  # digits of a numerator or a denominator, without its exponent
@@ -34,19 +32,6 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 # Words that change the value of the number beside them.
 _SCALES = ("dozen", "hundred", "thousand", "million", "billion", "trillion")
 _VALUE_WORDS = frozenset(["minus", "negative", "half", "k", *_SCALES, *(f"{scale}s" for scale in _SCALES)])
-
-
-def tagged_answer(text: str) -> str | None:
-    """Extract the stripped content of the last complete ``<answer>…</answer>`` block, or None where there is none.
-
-    A block runs from an opening tag to the first closing tag after it, so the content never holds a tag: an unclosed
-    ``<answer>`` after the last block is ignored, and of two nested openings the inner one counts.
-    """
-    start = text.rfind(ANSWER_OPEN, 0, max(text.rfind(ANSWER_CLOSE), 0))
-    if start < 0:
-        return None
-    start += len(ANSWER_OPEN)
-    return text[start : text.find(ANSWER_CLOSE, start)].strip()
 
 
 def last_number(text: str) -> str | None:
@@ -136,3 +121,26 @@ def _decimal_value(text: str) -> Fraction | None:
     if sum(map(str.isdigit, mantissa)) > MAX_DIGITS or abs(int(exponent or "0")) > MAX_EXPONENT:
         return None
     return Fraction(text)
+
+
+class Number(Verifier):
+    """Answers are numbers, compared exactly: "1,234.0" is 1234, and "3 or 4" is none.
+
+    A gold answer is a number, or a text that is one or that has one after its last ``####``, as GSM8K's.
+    """
+
+    flexible = "last number"
+
+    def gold(self, value: object) -> str:
+        if isinstance(value, str) and GOLD_MARK in value:
+            return gold_answer(value)
+        text = gold_text(value)
+        if parse_number(text) is None:
+            raise ValueError(f"its answer is no number, and has none after a {GOLD_MARK!r}; it ends in {text[-80:]!r}")
+        return text
+
+    def extract_flexible(self, text: str) -> str | None:
+        return last_number(text)
+
+    def equal(self, answer: str, gold: str) -> bool:
+        return same_number(answer, gold)
