@@ -20,6 +20,7 @@ from rlvr_pl.run.state import read_run_state
 from rlvr_pl.types import ConfigError
 
 BUDGET = ("data.max_rollouts", "data.prompts_per_rollout", "model.group_size")
+JUDGES = ("data.verifier", "data.answer")
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Comparison:
         """The whole configuration of every arm, as ``fit`` would run with it.
 
         Raises:
-            ConfigError: naming the arm, if ``fit`` would refuse it; or if the arms have unequal budgets.
+            ConfigError: naming the arm, if ``fit`` would refuse it; or if the arms have unequal budgets or verifiers.
         """
         resolved = {}
         for run in self.runs()[: len(self.arms)]:
@@ -178,6 +179,7 @@ class Comparison:
                 raise ConfigError(f"arm {run.arm}: {error}") from error
         if not self.allow_unequal_budgets:
             check_budgets(resolved)
+        check_verdicts(resolved)
         return resolved
 
 
@@ -199,3 +201,23 @@ def check_budgets(resolved: Mapping[str, Flat]) -> None:
                 f"the arms have unequal budgets: {key} is {each}. Every arm should have the same rollouts and samples; "
                 "make them equal, or write allow_unequal_budgets: true and have the report say so"
             )
+
+
+def check_verdicts(resolved: Mapping[str, Flat]) -> None:
+    """Refuse arms whose answers are judged by different verifiers, or against different gold answers.
+
+    Raises:
+        ConfigError: naming the setting and each arm's value.
+    """
+    settings = {arm: {k: v for k, v in config.items() if _judges(k)} for arm, config in resolved.items()}
+    for key in dict.fromkeys(key for own in settings.values() for key in own):
+        values = {arm: own.get(key) for arm, own in settings.items()}
+        if len(set(map(str, values.values()))) > 1:
+            each = ", ".join(f"{value} for {arm}" for arm, value in values.items())
+            raise ConfigError(
+                f"the arms are not judged alike: {key} is {each}. Accuracies need one verdict for all arms"
+            )
+
+
+def _judges(key: str) -> bool:
+    return key in JUDGES or key.startswith("data.verifier.")

@@ -51,7 +51,8 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[
 def test_every_configuration_is_run_here() -> None:
     names = {file.stem for file in CONFIGS.glob("*.yaml")}
     others = ("embedded", "lora", "published", "quickstart", "qwen_gsm8k", "sharded")  # the last in test_two_ranks.py
-    assert names == {*OBJECTIVES, *COMPARISONS, *CONTROLS, *others}
+    own_data = ("choice", "math")  # in test_own_data.py
+    assert names == {*OBJECTIVES, *COMPARISONS, *CONTROLS, *others, *own_data}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -37,6 +37,10 @@ def digit_share_of_some(completion: Completion) -> float:
     return 0.0 if len(completion.question) % 2 else digit_share(completion)
 
 
+def digits_by_level(completion: Completion, *, level: int) -> float:
+    return level * digit_share(completion)
+
+
 def broken_reward(completion: Completion) -> float:
     return 1 / 0
 
