@@ -11,7 +11,7 @@ import yaml
 
 from rlvr_pl.compare.plan import Comparison, Run
 from rlvr_pl.run.comparison import COMPARISON_FILE, COMPARISON_LOCK, TUNE, TUNING, read_comparison, seed_of
-from rlvr_pl.run.configuration import settings_of
+from rlvr_pl.run.configuration import BROUGHT, settings_of
 from rlvr_pl.run.declaration import CHECKPOINTS, DECLARATION, MARGIN, METRICS, Declaration, read_declaration
 from rlvr_pl.run.files import whole_file
 from rlvr_pl.run.lock import locked
@@ -103,7 +103,8 @@ def check_unchanged(comparison: Comparison) -> None:
         before = settings_of(old["resolved"].get(arm, {})) if old is not None else {}
         after = yaml.safe_load(yaml.safe_dump(comparison.resolved[arm]))  # as it would be read back
         for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):  # one that a later version has brought is not set, or null
+            # One that a later version has brought is what it then was by itself, or null.
+            if before.get(key, BROUGHT.get(key)) != after.get(key):
                 a, b = (config.get(key, "(not set)") for config in (before, after))
                 changes.setdefault(f"{key}: {a} → {b}", []).append(arm)
     if changes:

@@ -28,6 +28,9 @@ RUN_KEYS = (
     "trainer.enable_progress_bar",
 )
 
+# What was so before it could be set: earlier configurations do not say it.
+BROUGHT = {"data.question": "question", "data.answer": "answer", "data.verifier": "number"}
+
 
 def belongs_to_a_run(key: str) -> bool:
     """Tell whether a dotted key is one of ``RUN_KEYS``, or lies under one."""

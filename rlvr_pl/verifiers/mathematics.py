@@ -34,8 +34,8 @@ class Math(Verifier):
             does not depend on what else the machine does.
     """
 
-    strict: ClassVar[str] = r"in the tags, or \boxed{}"
-    flexible: ClassVar[str] = "last formula or number"
+    strict: ClassVar[str] = r"tags or \boxed{}"
+    flexible: ClassVar[str] = "last formula"
 
     def __init__(self, limit_s: float = 5.0) -> None:
         if limit_s <= 0:

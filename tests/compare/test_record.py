@@ -57,6 +57,7 @@ def test_a_setting_that_did_not_exist_yet_and_is_not_used_is_no_change(tmp_path:
     record = yaml.safe_load(file.read_text())
     for resolved in record["resolved"].values():
         assert resolved.pop("evaluate.also_after", "") is None
+        assert resolved.pop("data.verifier") == "number"
         resolved.pop("model.group_size")
     file.write_text(yaml.safe_dump(record))
     with pytest.raises(ConfigError) as refused:
