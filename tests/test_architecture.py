@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("types", "losses", "rewards", "lora", "data", "rollout", "evaluation", "run", "module", "cli"),
     },
     "plan": {"types", "lora", "pretrained", "sharding", "rollout", "memory", "run", "cli"},
-    "report": {"types", "proportion", "rewards", "data", "run", "cli"},
+    "report": {"types", "proportion", "verifiers", "data", "run", "cli"},
     "compare": {"types", "config_files", "run", "cli", "report"},
     "main": {"types", "run", "cli", "chat", "plan", "report", "compare"},
     "__main__": {"version", "run", "main"},

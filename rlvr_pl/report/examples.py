@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlvr_pl.report.analysis import SOLVED
+from rlvr_pl.report.judging import verifier_of
 from rlvr_pl.report.outcomes import METRICS, ROLLOUT_OF, Outcomes
 from rlvr_pl.report.run_files import read_completions
 from rlvr_pl.report.study import Study
@@ -122,17 +123,24 @@ def _question_texts(study: Study, outcomes: Outcomes) -> dict[int, str]:
     if source != "embedded" and not (isinstance(source, str) and Path(source).expanduser().exists()):
         return {}
     # Imported here: what reads data sets loads libraries that nothing else in a report needs.
+    from rlvr_pl.data.fields import Fields
     from rlvr_pl.data.sources import EmbeddedProblems, LocalDataset
-    from rlvr_pl.rewards import gold_answer
 
+    verifier = verifier_of(settings)
+    if verifier is None:
+        return {}
+    answers = settings.get("data.answer", "answer")
+    fields = Fields(
+        settings.get("data.question", "question"), (answers,) if isinstance(answers, str) else tuple(answers), verifier
+    )
     rows_of = EmbeddedProblems(**arguments) if source == "embedded" else LocalDataset(str(source))
     try:
         rows: Any = rows_of("test") if outcomes.split == "test" else rows_of("train")
         if rows is None:
             rows = rows_of("train")  # without a test split, the tested questions were held out of train
         table = list(rows)
-        if all(gold_answer(table[number]["answer"]) == gold for number, gold in outcomes.golds):
-            return {number: table[number]["question"] for number, _ in outcomes.golds}
+        if all(" | ".join(fields.read_golds(table[number])) == gold for number, gold in outcomes.golds):
+            return {number: table[number][fields.question] for number, _ in outcomes.golds}
     except Exception:  # any file may lie at that path by now; the report goes without the texts
         pass
     return {}

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from rlvr_pl.report.analysis import Analysis, PairResult
 from rlvr_pl.report.efficiency import BUDGETS, EfficiencyPair
+from rlvr_pl.report.judging import where_answers_stand
 from rlvr_pl.report.outcomes import METRICS
 from rlvr_pl.report.statistics import BudgetToReach
 from rlvr_pl.report.study import Study
@@ -67,9 +68,10 @@ def accuracy_table(analysis: Analysis) -> Table:
         for result in analysis.arms
         for scores in [result.scores[metric]]
     ]
+    strict, flexible = where_answers_stand(analysis.study)
     caption = (
         f"Accuracy on {questions:,} {split} questions, in percent (Δ in points), with 95 % intervals for new seeds and "
-        "new questions. Strict: the answer in the tags; flexible: the last number. Final: with "
+        f"new questions. Strict: {strict}; flexible: {flexible}. Final: with "
         f"{_checkpoint(analysis)}. IQM: interquartile mean of the final accuracies."
     )
     return Table(caption, ["arm", "accuracy", "seeds", "initial", "final", "Δ", "IQM"], rows, labels=2)

@@ -13,6 +13,7 @@ import math
 
 from rlvr_pl.report.analysis import Analysis, PairResult
 from rlvr_pl.report.departures import find_departures
+from rlvr_pl.report.judging import where_answers_stand
 from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.wording import interval, listed, p_value, points, with_interval
 
@@ -55,7 +56,7 @@ def verdict(analysis: Analysis) -> str:
 
 
 def _by(analysis: Analysis) -> str:
-    return "" if analysis.study.rules.metric == "strict" else " by the last number"
+    return "" if analysis.study.rules.metric == "strict" else f" by {where_answers_stand(analysis.study)[1]}"
 
 
 def _one_arm(analysis: Analysis) -> str:

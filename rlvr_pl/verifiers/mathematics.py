@@ -34,7 +34,7 @@ class Math(Verifier):
             does not depend on what else the machine does.
     """
 
-    strict: ClassVar[str] = r"tags or \boxed{}"
+    strict: ClassVar[str] = r"in tags or \boxed{}"
     flexible: ClassVar[str] = "last formula"
 
     def __init__(self, limit_s: float = 5.0) -> None:

@@ -121,7 +121,7 @@ def test_predict_answers_questions_without_answers(
     ("overlay", "strict", "gold"),
     [
         ("choice", "in the tags", lambda row: row["key"]),
-        ("math", r"tags or \boxed{}", lambda row: re.findall(r"boxed{(\d+)}", row["solution"])[0]),
+        ("math", r"in tags or \boxed{}", lambda row: re.findall(r"boxed{(\d+)}", row["solution"])[0]),
     ],
 )
 def test_the_overlays_run_on_their_examples(
