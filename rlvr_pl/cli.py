@@ -393,6 +393,7 @@ class RLVRCommandLine(LightningCLI):
                 rewards={term.name: term.weight for term in self.model.reward_sum.terms},
                 prompt=self.datamodule.prompt_format.write(self.model.tokenizer, CARD_QUESTION),
                 best_rollout=best_rollout,
+                verifier=self.datamodule.verifier,
             )
         if self.model.lora is not None:
             with whole_folder(log_dir / BEST_ADAPTER) as folder:

@@ -17,6 +17,7 @@ from rlvr_pl.run.records import read_records, records_path
 from rlvr_pl.run.state import RunState
 from rlvr_pl.run.summary import measures
 from rlvr_pl.run.terminal import visible
+from rlvr_pl.verifiers import Number, Verifier
 
 MODEL_CARD = "README.md"
 CARD_QUESTION = "Ann has 3 boxes of 4 pens and gives 5 pens away. How many pens are left?"
@@ -56,6 +57,7 @@ def write_model_card(
     rewards: Mapping[str, float],
     prompt: str,
     best_rollout: int,
+    verifier: Verifier | None = None,
 ) -> None:
     """Write the card of an exported model.
 
@@ -68,7 +70,9 @@ def write_model_card(
         rewards: their weights by name.
         prompt: the whole of it for ``CARD_QUESTION``.
         best_rollout: after how many rollouts the model was taken.
+        verifier: that graded it; of numbers where it is None.
     """
+    verifier = verifier or Number()
     policy, objective = str(config.get("model.policy")), state.objective
     text = f"""---
 {_front_matter(config, objective)}---
@@ -87,11 +91,11 @@ its own. The model has learned to answer a single question. `generation_config.j
 
 ## Accuracy
 
-{_accuracy(run, best_rollout)}
+{_accuracy(run, best_rollout, verifier)}
 
 In brackets: 95 % intervals over questions. This is one run: how much training varies from seed to seed is not in them.
-*strict* counts an answer in its tags alone, *flexible* takes the last number. `val` chose the checkpoint, `test` did
-not. Completions were drawn {_drawn(config)}.
+*strict* counts an answer {verifier.strict} alone, *flexible* takes the {verifier.flexible}. `val` chose the
+checkpoint, `test` did not. Completions were drawn {_drawn(config)}.
 
 ## Prompt
 
@@ -126,19 +130,19 @@ def _program(folder: Path, config: Flat) -> str:
     return _PROGRAM.format(folder=folder_name, question=question, tokens=config.get("model.max_completion_tokens"))
 
 
-def _accuracy(run: Path, best_rollout: int) -> str:
+def _accuracy(run: Path, best_rollout: int, verifier: Verifier) -> str:
     rows = ["| split | questions | accuracy | before | after |", "|---|--:|---|--:|--:|"]
     for split in ("val", "test"):
-        before, after = (_evaluation(run, split, rollout) for rollout in (0, best_rollout))
+        before, after = (_evaluation(run, split, rollout, verifier) for rollout in (0, best_rollout))
         for name, values in after.items():
             earlier = _interval(before[name]) if name in before else "not measured"
             rows.append(f"| {split} | {len(values):,} | {name} | {earlier} | {_interval(values)} |")
     return "\n".join(rows)
 
 
-def _evaluation(run: Path, split: str, rollout: int) -> dict[str, list[float]]:
+def _evaluation(run: Path, split: str, rollout: int, verifier: Verifier) -> dict[str, list[float]]:
     path = records_path(run, split, rollout)
-    return measures(read_records(path)) if path.is_file() else {}
+    return measures(read_records(path), verifier) if path.is_file() else {}
 
 
 def _interval(values: list[float]) -> str:
