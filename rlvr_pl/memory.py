@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rlvr_pl.lora import LoRA, add_adapter
 from rlvr_pl.pretrained import checkpoint_activations
 from rlvr_pl.rollout.decoder import Decoder
+from rlvr_pl.rollout.group_cache import GroupCache
 from rlvr_pl.rollout.lean import PREFILL_TOKENS, whole_blocks
 from rlvr_pl.rollout.sampling import choose_tokens
 from rlvr_pl.rollout.weights import DecoderWeights
@@ -95,6 +96,7 @@ def estimate_memory(
     reference: bool,
     release_rollout_memory: bool,
     lora: LoRA | None = None,
+    on_cpu: bool = False,
 ) -> MemoryEstimate:
     """Estimate the memory of a training run with AdamW on one device.
 
@@ -109,6 +111,8 @@ def estimate_memory(
         group_size, rollout_slots, micro_batch_tokens, gradient_checkpointing, release_rollout_memory: as the module's.
         reference: whether there is a reference policy.
         lora: the adapters that learn in the weights' place, whose reference policy takes nothing.
+        on_cpu: whether the engine keeps the prompts of groups in flight beside the completions, as it does on a CPU.
+            They are taken to be as many as fill the slots; where members end one by one there are more.
     """
 
     def of(layers: int) -> MemoryEstimate:
@@ -123,8 +127,14 @@ def estimate_memory(
             standing = {WEIGHTS: weights, MOMENTS: 2 * learning}
             if reference and lora is None:
                 standing[REFERENCE] = weights
+            groups = -(-rollout_slots // group_size) if on_cpu and group_size > 1 else 0
             engine, at_work = _rollout(
-                policy, torch.bfloat16 if mixed else dtype, rollout_slots, prompt_tokens + completion_tokens, memory
+                policy,
+                torch.bfloat16 if mixed else dtype,
+                rollout_slots,
+                prompt_tokens + completion_tokens,
+                (groups, prompt_tokens),
+                memory,
             )
             if gradient_checkpointing:
                 checkpoint_activations(policy)
@@ -169,14 +179,21 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 @torch.no_grad()
 def _rollout(
-    policy: PreTrainedModel, dtype: torch.dtype, slots: int, columns: int, memory: LiveMemory
+    policy: PreTrainedModel,
+    dtype: torch.dtype,
+    slots: int,
+    columns: int,
+    prompts_apart: tuple[int, int],  # how many, and their tokens
+    memory: LiveMemory,
 ) -> tuple[dict[str, int], int]:
     """What the engine holds from one step to the next, and the most that it takes besides."""
     start = memory.restart()
     weights = DecoderWeights(policy, dtype)
     copied = memory.restart()
     decoder = Decoder(policy, weights, whole_blocks(columns))
-    cache = decoder.make_cache(slots)
+    cache, apart = decoder.make_cache(slots), decoder.make_cache(0, GroupCache)
+    assert isinstance(apart, GroupCache)
+    apart.make_room(*prompts_apart)
     cached = memory.restart()
     prompts = max(1, PREFILL_TOKENS // columns)
     decoder.prefill(torch.zeros(prompts, min(PREFILL_TOKENS, columns)).long(), torch.ones(prompts).long())

@@ -44,6 +44,7 @@ class PlannedRun:
     gradient_checkpointing: bool
     release_rollout_memory: bool
     lora: LoRA | None
+    on_cpu: bool = False
 
     @classmethod
     def read(cls, settings: Flat) -> PlannedRun:
@@ -73,6 +74,7 @@ class PlannedRun:
             gradient_checkpointing=settings["model.gradient_checkpointing"],
             release_rollout_memory=settings["model.release_rollout_memory"],
             lora=LoRA.of(settings),
+            on_cpu=settings["trainer.accelerator"] == "cpu",
         )
         if run.precision not in ("32-true", "bf16-mixed", "bf16-true"):
             raise ConfigError(f"trainer.precision is {precision}; a plan knows 32-true, bf16-mixed and bf16-true")
@@ -160,6 +162,7 @@ class PlannedRun:
             reference=self.reference,
             release_rollout_memory=self.release_rollout_memory,
             lora=self.lora,
+            on_cpu=self.on_cpu,
         )
         if self.sharded:
             return self._in_parts(estimate)

@@ -40,7 +40,7 @@ class GroupCache(KVCache):
     def write_prompts(self, first: int, prompts: Prefilled, members: Tensor) -> None:
         new = slice(self.groups, self.groups + len(prompts.lengths))
         rows = slice(first, first + len(members))
-        self._make_room(new.stop, prompts.width)
+        self.make_room(new.stop, prompts.width)
         for layer, (keys, values) in enumerate(prompts.layers):
             self.prompt_keys[layer, new, : prompts.width] = keys
             self.prompt_values[layer, new, : prompts.width] = values
@@ -96,7 +96,7 @@ class GroupCache(KVCache):
 
         return attend
 
-    def _make_room(self, groups: int, width: int) -> None:
+    def make_room(self, groups: int, width: int) -> None:
         """Have places for so many groups, and for prompts of so many tokens."""
         layers, places, columns, *heads = self.prompt_keys.shape
         if groups <= places and width <= columns:
