@@ -118,8 +118,8 @@ def table(lines: list[dict[str, float]]) -> str:
 def verdict(lines: list[dict[str, float]]) -> tuple[list[str], bool]:
     """Say what has grown after the first rollouts, and whether that is within the limits.
 
-    The first tenth of the lines after ``WARM`` is compared with the last: the highest memory of each, since malloc keeps
-    more or less of what was given back to it from one moment to the next, and the medians of all else.
+    The first tenth of the lines after ``WARM`` is compared with the last: the highest memory of each, since malloc
+    keeps more or less of what was given back to it from one moment to the next, and the medians of all else.
     """
     warm = [line for line in lines if line["rollout"] >= WARM]
     if len(warm) < 2:
