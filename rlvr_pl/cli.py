@@ -10,6 +10,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +43,7 @@ from rlvr_pl.run.configuration import Flat, flatten, read_config, settings_of
 from rlvr_pl.run.display import make_progress_bar
 from rlvr_pl.run.ending import explained
 from rlvr_pl.run.environment import is_first_rank
-from rlvr_pl.run.files import whole_folder
+from rlvr_pl.run.files import whole_file, whole_folder
 from rlvr_pl.run.folder import BEST_ADAPTER, BEST_MODEL, CHECKPOINTS, next_config_path, next_run
 from rlvr_pl.run.lock import RunLock
 from rlvr_pl.run.model_card import CARD_QUESTION, MODEL_CARD, write_model_card
@@ -138,9 +139,8 @@ class SaveWholeConfig(SaveConfigCallback):
         self.already_saved = True
         folder = run_folder(trainer)
         if trainer.is_global_zero and folder is not None:
-            path = next_config_path(folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_none=False)
+            with whole_file(next_config_path(folder)) as file:
+                self.parser.save(self.config, file, skip_none=False, overwrite=True)
 
 
 class RLVRCommandLine(LightningCLI):
@@ -281,16 +281,24 @@ class RLVRCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the resume point last, since it holds the state of the best checkpoint's callback; write files whole."""
-        try:
+        with self._explained():
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, ImportError, RuntimeError, TypeError) as error:
-            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
             trainer.strategy.checkpoint_io = WholeFileCheckpoints()
         # Lightning would end at SIGTERM with status 0, and have ranks broadcast from inside a signal handler.
         trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
         trainer.callbacks.sort(key=lambda c: isinstance(c, ResumePoint))  # type: ignore[attr-defined]
         return trainer
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say in one line why Lightning cannot make the trainer, or what belongs to it."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except _CANNOT_BE_MADE as error:
+            raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
@@ -316,10 +324,8 @@ class RLVRCommandLine(LightningCLI):
         """Choose the run's folder, and have loggers and checkpoints lie in it."""
         while self._folder.path is None:
             folder = self._place.run or next_run(self._place.runs)
-            try:
+            with self._explained():
                 self.trainer.loggers = make_loggers(self.logger_settings(), folder)
-            except _CANNOT_BE_MADE as error:
-                raise explain(error, self.config[self.subcommand].trainer.accelerator) from error
             try:
                 if is_first_rank():
                     folder.mkdir(parents=True, exist_ok=self._place.run is not None)
@@ -344,6 +350,7 @@ class RLVRCommandLine(LightningCLI):
     def check_checkpoint(self, path: Path) -> None:
         """Check that a checkpoint is one to go on from: of this program, this policy, and for ``fit`` this run."""
         checkpoint = read_checkpoint(path)
+        self.model.check_base(checkpoint)
         if self.subcommand == "fit":
             if not self.config.fit.resume_point.allow_changes:
                 changes = self.datamodule.prompt_format.changes_since(saved_prompt(checkpoint))

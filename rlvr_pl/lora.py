@@ -24,6 +24,7 @@ from rlvr_pl.types import ConfigError, check_at_least
 _ADAPTER = "default"  # peft's own name for it
 _SETTING = "model.lora."  # before its settings in a flat configuration
 _KEY = ".lora_"  # in the name of every parameter of an adapter, and of no other
+BASE = "base_weights"  # in a checkpoint: the fingerprint of the weights that its adapter stands beside
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,25 @@ def check_same_adapter(saved: Mapping[str, Tensor], own: Mapping[str, torch.Size
         raise ConfigError(
             f"ckpt_path: the checkpoint was written with {_described(theirs)}, and this run has {_described(ours)}; "
             "give it the same model.lora"
+        )
+
+
+def check_same_base(checkpoint: Mapping[str, Any], own: str, policy: str) -> None:
+    """Refuse an adapter that has learned beside other weights than those that it would now stand beside.
+
+    Args:
+        checkpoint: that holds it; one of an earlier version does not say which these were.
+        own: the fingerprint of the policy's weights.
+        policy: the policy's name.
+
+    Raises:
+        ConfigError: naming both policies.
+    """
+    if checkpoint.get(BASE, own) != own:
+        raise ConfigError(
+            f"ckpt_path: the checkpoint's adapter has learned beside other weights than those of model.policy "
+            f"{policy!r}; give the policy that it was trained from, as it was then: "
+            f"{checkpoint['hyper_parameters'].get('policy')!r}"
         )
 
 

@@ -40,11 +40,13 @@ from transformers import PreTrainedModel
 
 from rlvr_pl.evaluation import EvaluationMetrics, grade
 from rlvr_pl.lora import (
+    BASE,
     LoRA,
     WithoutAdapter,
     adapter_shapes,
     add_adapter,
     check_same_adapter,
+    check_same_base,
     check_targets,
     is_of_adapter,
     merged_weights,
@@ -55,6 +57,7 @@ from rlvr_pl.pretrained import (
     constants_kept,
     empty_policy,
     find_model,
+    fingerprint,
     load_config,
     load_policy,
     load_tokenizer,
@@ -68,14 +71,14 @@ from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctn
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine, why_not_covered
 from rlvr_pl.run.checkpoint_files import VERIFIER
 from rlvr_pl.run.environment import is_first_rank
-from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings
+from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings, check_step, overflows
 from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.records import UNGRADED, EvaluationRecord, PredictionRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
 from rlvr_pl.sharding.strategy import ShardedStrategy, check_strategy
 from rlvr_pl.sharding.weights import cut_like, gather, is_sharded, shard, whole
-from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least
+from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least, check_finite
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 from rlvr_pl.verifiers import Number, Verifier
 
@@ -192,6 +195,14 @@ class GroupPolicyModule(LightningModule):
             raise ConfigError(
                 f"model.group_size is {group_size}; a group-relative advantage needs at least 2 completions per prompt"
             )
+        check_finite(
+            "model",
+            temperature=temperature,
+            eval_temperature=eval_temperature,
+            reward_timeout_s=reward_timeout_s,
+            max_grad_norm=max_grad_norm,
+            importance_cap=importance_cap,
+        )
         if temperature <= 0:
             raise ConfigError(f"model.temperature is {temperature}; rollouts need a temperature above 0")
         if eval_temperature < 0:
@@ -242,6 +253,7 @@ class GroupPolicyModule(LightningModule):
         self.seed = seed
 
         self.policy: PreTrainedModel
+        self.base_fingerprint: str | None = None  # of the weights beside an adapter, once they have been loaded
         self.reference: tuple[PreTrainedModel, ...] = ()  # in a tuple: no part of the module, nor of its checkpoints;
         # empty with an adapter, without which the policy is the reference
         self.rollouts_done = 0
@@ -335,12 +347,16 @@ class GroupPolicyModule(LightningModule):
         """
         key = "model.optimizer"
         try:
-            optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(2, 2))])
+            weight = torch.nn.Parameter(torch.ones(2, 2))
+            optimizer = self.optimizer_factory([weight])
+            check_step(optimizer, weight)
             key = "model.lr_scheduler"
             if self.lr_scheduler_factory is not None:
                 scheduler = self.lr_scheduler_factory(optimizer)
                 if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                     raise ValueError("ReduceLROnPlateau waits for a metric, which no optimizer step has")
+        except ConfigError:
+            raise
         except Exception as error:  # whatever a stranger's optimizer stumbles over
             raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
@@ -380,6 +396,7 @@ class GroupPolicyModule(LightningModule):
         self.tokenizer = load_tokenizer(self.policy_name)
         self.policy = load_policy(self.policy_name, config).train()
         if self.lora is not None:
+            self.base_fingerprint = self.base_fingerprint or fingerprint(self.policy)
             add_adapter(self.policy, self.lora, self.seed)
         if self.gradient_checkpointing:
             checkpoint_activations(self.policy)
@@ -565,7 +582,8 @@ class GroupPolicyModule(LightningModule):
             The gradient's norm before clipping.
 
         Raises:
-            Diverged: if the gradient is not finite; the weights are then as they were.
+            Diverged: if the gradient is not finite; the weights are then as they were. Or if the learning rate is more
+                than a number of the optimizer's can be.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -579,7 +597,15 @@ class GroupPolicyModule(LightningModule):
         if not math.isfinite(grad_norm):
             raise Diverged(f"the gradient of rollout {self.rollouts_done + 1} is not finite (norm {grad_norm})")
         self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler sets that of the next step
-        optimizer.step()
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            if not overflows(error):
+                raise
+            raise Diverged(
+                f"an optimizer step of rollout {self.rollouts_done + 1} overflows at a learning rate of "
+                f"{self.learning_rate:g}"
+            ) from error
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         return grad_norm
@@ -754,6 +780,18 @@ class GroupPolicyModule(LightningModule):
             shapes = adapter_shapes(self.lora, load_config(self.policy_name))
         return {f"policy.{name}": shape for name, shape in shapes.items()}
 
+    def check_base(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of an adapter that stood beside other weights; to know, the policy is loaded.
+
+        Raises:
+            ConfigError: naming both policies.
+        """
+        if self.lora is None or BASE not in checkpoint:
+            return
+        if self.base_fingerprint is None:
+            self.base_fingerprint = fingerprint(load_policy(self.policy_name, load_config(self.policy_name)))
+        check_same_base(checkpoint, self.base_fingerprint, self.policy_name)
+
     def exported_weights(self) -> dict[str, Any]:
         """Collect the policy's weights on the host, an adapter merged in.
 
@@ -799,8 +837,11 @@ class GroupPolicyModule(LightningModule):
         checkpoint["completion_tokens"] = self.completion_tokens
         checkpoint[VERIFIER] = self.verifier.name
         checkpoint[OPTIMIZER_SETTINGS] = self.optimizer_settings.as_written()
+        if self.lora is not None:
+            checkpoint[BASE] = self.base_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_base(checkpoint)
         self.rollouts_done = checkpoint["rollouts_done"]
         self.completion_tokens = checkpoint["completion_tokens"]
         self._earlier_settings = OptimizerSettings.read(checkpoint.get(OPTIMIZER_SETTINGS))

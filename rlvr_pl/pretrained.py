@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,22 @@ def empty_policy(name: str) -> PreTrainedModel:
     """
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(load_config(name))
+
+
+def fingerprint(policy: nn.Module) -> str:
+    """Compute what tells a policy's weights from others, whatever they are called and however they are saved.
+
+    Args:
+        policy: as ``load_policy`` gives it. Elsewhere it may have been rounded.
+
+    Returns:
+        The sha256 of its parameters' names, shapes and bytes, which takes about a second for a billion of them.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in policy.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def tensor_shapes(name: str) -> dict[str, torch.Size]:

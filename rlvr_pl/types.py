@@ -23,6 +23,7 @@ Shapes, everywhere in this project:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -59,6 +60,21 @@ def check_at_least(minimum: int, section: str, **settings: int) -> None:
     for key, value in settings.items():
         if value < minimum:
             raise ConfigError(f"{section}.{key} is {value}; it must be at least {minimum}")
+
+
+def check_finite(section: str, **settings: float | None) -> None:
+    """Refuse settings that are no number, or infinite; comparisons with NaN let it pass everywhere.
+
+    Args:
+        section: of the configuration, such as ``model``.
+        settings: values by their keys in that section; None is left alone.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    for key, value in settings.items():
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{section}.{key} is {value}; it must be a finite number")
 
 
 @dataclass(frozen=True)

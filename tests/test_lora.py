@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ from rlvr_pl.lora import (
 from rlvr_pl.losses import GRPO
 from rlvr_pl.main import main
 from rlvr_pl.module import GroupPolicyModule
-from rlvr_pl.pretrained import checkpoint_activations, save_policy
+from rlvr_pl.pretrained import checkpoint_activations, fingerprint, load_config, load_policy, save_policy
 from rlvr_pl.rollout import GenerateEngine
 from rlvr_pl.rollout.weights import DecoderWeights, why_not_covered
 from rlvr_pl.scoring import PackedGroups, choose_layout, score
 from rlvr_pl.types import ConfigError
 from tests.helpers.comparisons import plan
 from tests.helpers.engines import assert_same, completions, sample, sample_with, sequences_of
-from tests.helpers.policies import FAMILIES, tiny_model
+from tests.helpers.policies import FAMILIES, make_tiny_policy, tiny_model
 from tests.helpers.runs import assert_same_run, last_state, read_scalars, tiny_run
 
 torch.set_num_threads(1)
@@ -349,6 +350,29 @@ def test_a_checkpoint_of_another_adapter_is_refused(
         f"error: ckpt_path: the checkpoint was written with an adapter of r = 4 on {layers}, and this run has an "
         f"adapter of r = 8 on {layers}; give it the same model.lora"
     )
+
+
+def test_an_adapter_stays_with_the_weights_that_it_has_learned_beside(
+    run: Path, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another policy with the same shapes nothing else would tell."""
+    other = make_tiny_policy(tmp_path / "other", seed=1)
+    last = run / "checkpoints" / "last.ckpt"
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("fit", "test"):
+        arguments = [command, *tiny_run(other, tmp_path, **ADAPTED)[1:], f"--ckpt_path={last}"]
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--resume_point.allow_changes=true"])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "error: ckpt_path: the checkpoint's adapter has learned beside other weights than those of model.policy "
+            f"{other!r}; give the policy that it was trained from, as it was then: {policy!r}"
+        )
+        assert sorted(tmp_path.rglob("*")) == before
+
+    copy = shutil.copytree(policy, tmp_path / "copy")
+    same = fingerprint(load_policy(str(copy), load_config(str(copy))))
+    assert same == last_state(run)["base_weights"] != fingerprint(load_policy(other, load_config(other)))
 
 
 def test_an_adapter_and_none_are_not_the_same() -> None:

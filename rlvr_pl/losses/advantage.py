@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlvr_pl.types import ConfigError
+from rlvr_pl.types import ConfigError, check_finite
 
 GroupStatistic = Callable[[Tensor], Tensor]
 """From rewards (B, G) to a tensor that broadcasts against them."""
@@ -44,7 +44,8 @@ class AdvantageEstimator:
     eps: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not self.eps >= 0:
+        check_finite("model.loss", advantage_eps=self.eps)
+        if self.eps < 0:
             raise ConfigError(f"model.loss.advantage_eps is {self.eps}; it must be at least 0")
 
     def __call__(self, rewards: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from rlvr_pl.losses.aggregation import Aggregation
 from rlvr_pl.losses.kl import KLEstimator, k3
 from rlvr_pl.losses.policy_loss import PPOClip
 from rlvr_pl.losses.ratio import LogRatio
-from rlvr_pl.types import ConfigError, LossInputs, LossOutput, masked
+from rlvr_pl.types import ConfigError, LossInputs, LossOutput, check_finite, masked
 
 
 class LossStrategy:
@@ -35,7 +35,8 @@ class LossStrategy:
         beta: float = 0.0,
         kl: KLEstimator = k3,
     ) -> None:
-        if not beta >= 0:
+        check_finite("model.loss", beta=beta)
+        if beta < 0:
             raise ConfigError(f"model.loss.beta is {beta}; the weight of the KL term must be at least 0")
         self.advantage = advantage
         self.log_ratio = log_ratio

@@ -36,8 +36,13 @@ def describe_environment(trainer: Trainer) -> dict[str, Any]:
 
 
 def is_first_rank() -> bool:
-    """Tell whether this process speaks and writes for all ranks; it is known before they are connected."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    """Tell whether this process speaks and writes for all ranks; it is known before they are connected.
+
+    Until there is a trainer, Lightning takes the first process of every node for rank 0, if nothing but the node's
+    number was given to it.
+    """
+    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
+    return getattr(rank_zero_only, "rank", 0) == 0 and node == "0"
 
 
 def commit_of(package: Path) -> dict[str, Any]:

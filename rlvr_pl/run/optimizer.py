@@ -102,6 +102,35 @@ def name_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def check_step(optimizer: Optimizer, weight: torch.nn.Parameter) -> None:
+    """Refuse settings that leave no finite weight after one step, an infinite learning rate say.
+
+    Args:
+        optimizer: new.
+        weight: what it learns, which is spent.
+
+    Raises:
+        ConfigError: with the settings.
+    """
+    weight.grad = torch.ones_like(weight)
+    try:
+        optimizer.step()
+        spent = not weight.isfinite().all()
+    except RuntimeError as error:
+        spent = overflows(error)
+    except Exception:  # an optimizer of somebody's own may not take such a step
+        return
+    if spent:
+        group = optimizer.param_groups[0]
+        numbers = ", ".join(f"{key} {value:g}" for key, value in group.items() if isinstance(value, float))
+        raise ConfigError(f"model.optimizer: with {numbers} the first step leaves no finite weight; lower lr")
+
+
+def overflows(error: RuntimeError) -> bool:
+    """Tell whether torch could not write a number of an optimizer's in the dtype of its weights."""
+    return "without overflow" in str(error)
+
+
 def check_optimizer(checkpoint: dict[str, Any], factory: Callable[[Iterable[Any]], Optimizer], path: Path) -> None:
     """Refuse an optimizer that could not go on with the moments of a checkpoint.
 

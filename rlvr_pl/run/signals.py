@@ -1,5 +1,8 @@
 """How a process is asked to stop: by SIGINT (Ctrl-C), SIGTERM (``kill``, schedulers) and SIGHUP (a closed terminal).
 
+In a SLURM job SIGUSR1 does so too: many scripts ask for it before the time limit. Lightning would answer it with a
+checkpoint from the middle of a rollout, if nobody else listened.
+
 It imports nothing heavy: ``__main__`` listens before the libraries are loaded, which takes seconds.
 """
 
@@ -17,7 +20,8 @@ from typing import Any
 def stop_signals() -> list[signal.Signals]:
     """List the signals that ask to stop; under ``nohup``, SIGHUP does not."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hangup]
+    time_limit = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup, *time_limit]
 
 
 class Interrupted(BaseException):

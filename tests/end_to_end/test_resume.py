@@ -147,6 +147,38 @@ def test_flags_beat_the_checkpoint_on_resume(policy: str, tmp_path: Path) -> Non
     assert logged(resumed)["train/entropy"][3] < warm, "the rollout was sampled at the flag's temperature"
 
 
+def test_a_rate_that_no_number_can_be_ends_in_one_line(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = {"model.lr_scheduler": "tests.helpers.runs.exploding_schedule"}
+    with pytest.raises(SystemExit) as stopped:
+        main(tiny_run(policy, tmp_path, **{"data.max_rollouts": 1}, **schedule))
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: an optimizer step of rollout 1 overflows at a learning rate of 1e+39. Nothing is ")
+    assert said.endswith(" --model.optimizer.lr=0.0005")
+
+
+def test_a_signal_of_slurm_s_is_a_signal_to_stop(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning would save in the middle of the rollout, where nobody goes on from, and requeue the job by itself."""
+    slurm = {"NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1, "JOB_ID": 7, "JOB_NAME": "fit", "NODELIST": "localhost"}
+    for name, value in slurm.items() | {"PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\ntouch {tmp_path / 'requeued'}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(tiny_run(policy, tmp_path) + interrupt(during_rollout=2, signum=signal.SIGUSR1.value))
+    assert stopped.value.code == 138
+    assert "Interrupted by SIGUSR1. Go on after rollout 2 of 6: " in capsys.readouterr().err
+    assert last_state(tmp_path / "run" / "version_0")["rollouts_done"] == 2
+    assert not (tmp_path / "requeued").exists()
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
 def test_a_run_that_has_diverged_goes_on_as_its_message_says(
     policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,11 @@ def unannotated_scheduler(optimizer):  # type: ignore[no-untyped-def]
     return torch.optim.lr_scheduler.ConstantLR(optimizer)
 
 
+def exploding_schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Its rate is more than a number of float32 can be, from the second optimizer step on."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e42 if step else 1.0)
+
+
 class Diary(Logger):
     """A logger of somebody's own, which takes ``name`` for a project, as wandb does."""
 

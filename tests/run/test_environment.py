@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from rlvr_pl.run.environment import commit_of
+import pytest
+
+from rlvr_pl.run.environment import commit_of, is_first_rank
 
 
 def test_the_commit_is_the_package_s_own(tmp_path: Path) -> None:
@@ -26,3 +28,12 @@ def test_the_commit_is_the_package_s_own(tmp_path: Path) -> None:
     assert commit_of(package) == {"commit": git("rev-parse", "HEAD"), "commit_dirty": False}
     (package / "module.py").write_text("a = 2\n")
     assert commit_of(package)["commit_dirty"] is True
+
+
+def test_of_two_nodes_one_has_the_first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there is a trainer, and where whoever starts the processes names nothing but the node."""
+    assert is_first_rank()
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert not is_first_rank()
+    monkeypatch.setenv("NODE_RANK", "0")
+    assert is_first_rank()

@@ -12,7 +12,7 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from rlvr_pl.run.optimizer import OptimizerSettings, check_optimizer
+from rlvr_pl.run.optimizer import OptimizerSettings, check_optimizer, check_step
 from rlvr_pl.types import ConfigError
 
 
@@ -135,6 +135,20 @@ def test_a_checkpoint_that_does_not_say_gives_way_to_the_configuration() -> None
     first = make(lr=1e-2)
     checkpoint = saved(first) | {"settings": None}
     assert resume(make(lr=1e-4), copy.deepcopy(checkpoint), 5).param_groups[0]["lr"] == 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"lr": 1e38}, {"lr": float("inf")}, {"lr": 1.0, "weight_decay": float("inf")}])
+def test_a_step_that_leaves_nothing_is_refused(settings: dict[str, float]) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ConfigError, match=rf"with lr {settings['lr']:g}".replace("+", r"\+")):
+        check_step(AdamW([weight], **settings), weight)
+
+
+def test_a_step_that_cannot_be_tried_here_is_not_refused() -> None:
+    """It may need a GPU, or a closure."""
+    for make in (lambda w: AdamW([w], lr=1e-3, capturable=True), lambda w: torch.optim.LBFGS([w])):
+        weight = torch.nn.Parameter(torch.ones(2, 2))
+        check_step(make(weight), weight)
 
 
 def as_lightning_has_it(run: tuple[Optimizer, LRScheduler | None, OptimizerSettings]) -> dict[str, Any]:
