@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
         except ConfigError as error:
             _end(f"error: {error}", 2)
         except (RunError, OSError) as error:
-            if isinstance(error, OSError) and not is_of_the_disk(error):
+            if not isinstance(error, RunError) and not is_of_the_disk(error):
                 raise
             _end(f"error: {error}", 1)
         except Interrupted as interrupt:
@@ -52,6 +53,11 @@ def _end(message: str, status: int) -> NoReturn:
         if is_first_rank():
             sys.stderr.write(visible(f"{message}\n"))
             sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # it lies on the full disk: Python would try again as it ends, and end with a status of its own
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
     sys.exit(status)
 
 

@@ -181,7 +181,11 @@ class Runner:
             if not free:
                 return
             was_elsewhere = self.status[run] == "elsewhere"
-            lock = try_lock(run.lock)
+            try:
+                lock = try_lock(run.lock)
+            except OSError as error:  # the disk is full, say; the others may be near their end
+                self._fail(run, reason=_why_not_started(error))
+                continue
             if lock is None:
                 self.status[run] = "elsewhere"
                 continue
@@ -195,9 +199,9 @@ class Runner:
             else:
                 try:
                     self.processes.append(self._start(run, free[0], lock))
-                except OSError as error:  # the disk is full, say; the others may be near their end
+                except OSError as error:
                     os.close(lock)
-                    self._fail(run, reason=f"could not be started ({why(error)})")
+                    self._fail(run, reason=_why_not_started(error))
 
     def _start(self, run: Run, lane: int, lock: int) -> Process:
         arguments = self.comparison.fit_arguments(run)
@@ -258,6 +262,10 @@ class Runner:
             fresh = state is not None and _written(run) != process.state_before
             status = state.state if fresh and state is not None else "starting"
         return Row(run, status, self.workloads[run.arm], state)
+
+
+def _why_not_started(error: OSError) -> str:
+    return f"could not be started ({why(error)})"
 
 
 def _why_it_failed(run: Run, code: int | None) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,12 +21,13 @@ from typing import Any
 import pytest
 import yaml
 
+from rlvr_pl.compare import runner
 from rlvr_pl.compare.comparison_file import load_comparison
 from rlvr_pl.compare.plan import Run
 from rlvr_pl.compare.runner import child_environment, remove_beginning
 from rlvr_pl.main import main
 from rlvr_pl.run.lock import is_locked
-from rlvr_pl.run.state import read_run_state
+from rlvr_pl.run.state import RunState, read_run_state
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import assert_same_run, last_state, tiny_settings
 
@@ -158,6 +162,63 @@ def test_a_failed_run_is_reported_and_stops_no_other(
         main(["compare", "--config", str(file)])
     assert refused.value.code == 2
     assert "sound: model.temperature: 1.0 → 0.5" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_what_is_not_finished_and_nothing_else(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the comparison's own process, which writes comparison.yaml, locks, the runs' output and the report."""
+    file = write(tmp_path, policy, {"done": {}, "next": {}}, [0])
+    runs, full = tmp_path / "runs", {"comparison.yaml": True, "done": False, "next": True}
+    fsync, lock = os.fsync, runner.try_lock
+
+    def check(path: Path) -> None:
+        if any(full[name] for name in full if name in str(path)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def fsync_on_a_full_disk(descriptor: int) -> None:
+        check(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def lock_on_a_full_disk(path: Path) -> int | None:
+        check(path)
+        return lock(path)
+
+    monkeypatch.setattr(os, "fsync", fsync_on_a_full_disk)
+    monkeypatch.setattr(runner, "try_lock", lock_on_a_full_disk)
+
+    def status() -> int:
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", "--config", str(file)])
+        return int(stopped.value.code or 0)
+
+    assert status() == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"error: cannot write {runs}/comparison.yaml: No space left .*MB are free there.", said)
+
+    full["comparison.yaml"], full["done"] = False, True
+    assert status() == 1
+    shown = capsys.readouterr().out
+    for arm in ("done", "next"):
+        assert f"{arm} seed 0 failed: could not be started (No space left on device)" in shown
+
+    finish(runs / "done" / "seed_0")
+    full["done"] = False
+    assert status() == 1
+    shown = capsys.readouterr().out
+    assert "done seed 0 failed" not in shown
+    assert "next seed 0 failed: could not be started (No space left on device)" in shown
+    assert f"report: {runs / 'report.html'}" in shown
+
+    finish(runs / "next" / "seed_0")
+    full["next"] = False
+    main(["compare", "--config", str(file)])
+    assert "failed" not in capsys.readouterr().out
+
+
+def finish(run: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text(json.dumps(asdict(RunState(state="finished", rollouts_done=6, max_rollouts=6))))
 
 
 def test_ctrl_c_lets_every_run_finish_its_rollout_and_save(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--model.group_size=1"], r"model\.group_size is 1; .* at least 2"),
         (["--model.group_size=eight"], r"model\.group_size.*eight"),
         (["--model.temperature=0"], r"model\.temperature is 0"),
+        (["--model.temperature=.nan"], r"model\.temperature is nan; it must be a finite number$"),
+        (["--model.max_grad_norm=.inf"], r"model\.max_grad_norm is inf; it must be a finite number$"),
+        (["--model.loss.beta=.inf"], r"model\.loss\.beta is inf; it must be a finite number$"),
         (["--model.eval_samples=4"], r"model\.eval_samples.*eval_temperature"),
         (["--data.prompts_per_rollout=10"], r"data\.prompts_per_rollout is 10.*4 minibatches.*multiple of 4"),
         (["--data.source=nowhere.jsonl"], r"data\.source: there is no file or folder 'nowhere\.jsonl'"),
@@ -76,6 +80,11 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--trainer.max_epochs=3"], r"trainer\.max_epochs is 3; .* in rollouts; set data\.max_rollouts$"),
         (["--seed_everything=-1"], r"seed_everything is -1; it must be from 0 to 4,294,967,295$"),
         (["--model.optimizer.lr=-1"], r"model\.optimizer: Invalid learning rate: -1\.0$"),
+        (
+            ["--model.optimizer.lr=1e38"],
+            r"model\.optimizer: with lr 1e\+38, .* the first step leaves no finite weight; lower lr$",
+        ),
+        (["--model.optimizer.lr=.inf"], r"model\.optimizer: with lr inf, .* leaves no finite weight; lower lr$"),
         (["--trainer.logger=WandbLogger"], r"loggers\.WandbLogger cannot be made: .*pip install -U 'wandb[^']*'`$"),
         (
             ["--trainer.strategy=sharded", "--model.lora.r=4"],
@@ -106,6 +115,19 @@ def test_a_mistake_ends_in_one_line_before_any_model_is_loaded(
     assert len(errors) == 1
     assert re.search(message, errors[0])
     assert not (tmp_path / "lightning_logs").exists(), "nothing is left behind"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_on_a_full_disk_is_no_second_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", f"--config={CONFIGS / 'compare_embedded.yaml'}", "--dry-run"])  # it says what it checks
+        output.flush()  # as Python does at the end
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
