@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("run", "module", "config_files", "lightning_settings"),
     },
     "chat": {
-        *("types", "losses", "rewards", "lora", "data", "rollout", "evaluation", "run", "module", "cli"),
+        *("types", "losses", "verifiers", "rewards", "lora", "data", "rollout", "evaluation", "run", "module", "cli"),
     },
     "plan": {"types", "lora", "pretrained", "sharding", "rollout", "memory", "run", "cli"},
     "report": {"types", "proportion", "verifiers", "data", "run", "cli"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from rlvr_pl.rewards import Completion
 from rlvr_pl.rollout import Sampling
 from rlvr_pl.run.terminal import visible
 from rlvr_pl.types import ConfigError, PromptBatch, Question
+from rlvr_pl.verifiers import Number, Verifier
 
 _INCOMPLETE = "\ufffd"  # what a tokenizer writes for a character of which bytes are missing
 
@@ -25,12 +27,19 @@ class Answerer:
         prompt: what stands around a question.
         max_tokens: of an answer; None means the module's max_completion_tokens, or as many as there are positions for.
         temperature: 0 answers greedily.
+        verifier: which grades answers.
     """
 
     def __init__(
-        self, module: GroupPolicyModule, prompt: PromptFormat, max_tokens: int | None = None, temperature: float = 0.0
+        self,
+        module: GroupPolicyModule,
+        prompt: PromptFormat,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        verifier: Verifier | None = None,
     ) -> None:
         self.module = module
+        self.verifier = verifier or Number()
         self.max_tokens = max_tokens
         self.temperature = temperature
         prompt.check_with(module.tokenizer)
@@ -58,7 +67,7 @@ class Answerer:
         self.module.engine.on_tokens = stream.tokens
         (completion,) = self.module.read(self.module.answer(batch), batch)
         stream.show(completion.text)
-        return completion
+        return replace(completion, verifier=self.verifier)
 
     def _room(self, prompt: int) -> int:
         """Count the tokens that the answer to a prompt of so many may have."""

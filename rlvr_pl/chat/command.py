@@ -10,11 +10,12 @@ from contextlib import suppress
 
 from rlvr_pl.chat.answering import Answerer
 from rlvr_pl.chat.loading import find, load_checkpoint, load_model
-from rlvr_pl.chat.verdict import check_gold, verdict
+from rlvr_pl.chat.verdict import read_gold, verdict
 from rlvr_pl.cli import CommandParser
 from rlvr_pl.run.signals import Interrupted
 from rlvr_pl.run.terminal import visible
 from rlvr_pl.types import ConfigError
+from rlvr_pl.verifiers import find_verifier
 
 SEPARATOR = "|||"
 _PROMPT = "question: "
@@ -23,7 +24,7 @@ _PROMPT = "question: "
 def make_parser() -> CommandParser:
     """Make the parser."""
     parser = CommandParser("chat")
-    parser.usage = f"{parser.prog} [--model NAME | --ckpt NAME [--config FILE ...]] [--question TEXT [--answer N]]"
+    parser.usage = f"{parser.prog} [--model NAME | --ckpt NAME [--config FILE ...]] [--question TEXT [--answer TEXT]]"
     parser.epilog = (
         f"Without --question it asks for questions, or reads one a line from a pipe: QUESTION {SEPARATOR} ANSWER has "
         "it graded. Each question stands by itself, in the prompt of training."
@@ -39,7 +40,10 @@ def make_parser() -> CommandParser:
         help="last or best, of the run that --config means; a run's folder; or a checkpoint's file",
     )
     parser.add_argument("--question", metavar="TEXT", help="answer this one and end")
-    parser.add_argument("--answer", metavar="N", help="the right answer to it; say whether the model's is")
+    parser.add_argument("--answer", metavar="TEXT", help="the right answer to it; say whether the model's is")
+    parser.add_argument(
+        "--verifier", default="number", metavar="NAME", help="by which that is told, as data.verifier; default: number"
+    )
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="default: 0, greedy")
     parser.add_argument("--max_tokens", type=_count, metavar="N", help="of an answer; default: the run's, or 512")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the sampling noise; default: 0")
@@ -77,13 +81,14 @@ def chat_command(arguments: Sequence[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(of_fit)}")
     if asked.answer is not None and asked.question is None:
         parser.error("--answer needs --question")
+    verifier = find_verifier(asked.verifier)
     if asked.answer is not None:
-        check_gold(asked.answer)
+        read_gold(asked.answer, verifier)
     if asked.ckpt is None:
         loaded = load_model(asked.model or "embedded", asked.seed)
     else:
         loaded = load_checkpoint(find(asked.ckpt, of_fit), asked.model, asked.seed)
-    answerer = Answerer(*loaded, asked.max_tokens, asked.temperature)
+    answerer = Answerer(*loaded, asked.max_tokens, asked.temperature, verifier)
     if asked.question is not None:
         show_answer(answerer, asked.question, asked.answer, 0)
     elif sys.stdin.isatty():
@@ -105,7 +110,7 @@ def show_answer(answerer: Answerer, question: str, gold: str | None, number: int
         ConfigError: if it cannot be answered.
     """
     if gold is not None:
-        check_gold(gold)
+        gold = read_gold(gold, answerer.verifier)
     completion = answerer.answer(question, gold or "", number, lambda text: print(text, end="", flush=True))
     print()
     if completion.truncated:

@@ -184,7 +184,7 @@ class GSM8KDataModule(LightningDataModule):
         questions["train"] = leave_out(questions, self.prompt_format.few_shot)
         if self.examples_to_draw:  # after the hold-outs, which are then the same with and without examples
             examples, questions["train"] = draw_examples(
-                train, rows, self.examples_to_draw, self.split_seed, self.answers[0]
+                train, rows, self.examples_to_draw, self.split_seed, self.verifier, self.answers[0]
             )
             self.prompt_format = replace(self.prompt_format, few_shot=examples)
             self.prompt_format.check_with(tokenizer)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlvr_pl.data.prompts import Example
 from rlvr_pl.randomness import few_shot_order
 from rlvr_pl.types import ConfigError, Question
-from rlvr_pl.verifiers.tags import ANSWER_CLOSE, ANSWER_OPEN, REASONING_CLOSE, REASONING_OPEN
-from rlvr_pl.verifiers.verifier import GOLD_MARK
-
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes for a calculator: 48/2=<<48/2=24>>24
+from rlvr_pl.verifiers import Verifier
 
 
 def draw_examples(
-    questions: Sequence[Question], rows: Sequence[Any], count: int, seed: int, answer: str = "answer"
+    questions: Sequence[Question],
+    rows: Sequence[Any],
+    count: int,
+    seed: int,
+    verifier: Verifier,
+    answer: str = "answer",
 ) -> tuple[tuple[Example, ...], list[Question]]:
     """Draw examples from the training questions; these are trained on no more.
 
@@ -25,7 +26,8 @@ def draw_examples(
         rows: the source's, to which the questions' ``index`` refers.
         count: how many.
         seed: of the draw; the first k of n examples are those of k.
-        answer: the field of the rows whose text before ``####``, if any, is a solution.
+        verifier: which says how an answer is written.
+        answer: the field of the rows that holds it.
 
     Returns:
         The examples, and the other questions in their order.
@@ -36,15 +38,13 @@ def draw_examples(
     if count >= len(questions):
         raise ConfigError(f"data.few_shot is {count}, but there are only {len(questions)} train problems to draw from")
     drawn = few_shot_order(seed, len(questions))[:count].tolist()
-    examples = tuple(_example(questions[i], rows[questions[i].index][answer]) for i in drawn)
+    examples = tuple(_example(questions[i], rows[questions[i].index][answer], verifier) for i in drawn)
     return examples, [question for i, question in enumerate(questions) if i not in drawn]
 
 
-def _example(question: Question, answer: object) -> Example:
-    """Show a solution in the form that the system prompt asks for and the shipped rewards look for."""
-    reasoning = _CALCULATOR.sub("", str(answer).rpartition(GOLD_MARK)[0]).strip()
-    steps = f"{REASONING_OPEN}\n{reasoning}\n{REASONING_CLOSE}\n" if reasoning else ""
-    return Example(question.question, f"{steps}{ANSWER_OPEN}\n{question.gold}\n{ANSWER_CLOSE}")
+def _example(question: Question, answer: object, verifier: Verifier) -> Example:
+    assert question.gold is not None  # of a training question
+    return Example(question.question, verifier.example(answer, question.gold))
 
 
 def leave_out(questions: Mapping[str, Sequence[Question]], examples: Sequence[Example]) -> list[Question]:

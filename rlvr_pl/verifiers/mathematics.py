@@ -79,6 +79,10 @@ class Math(Verifier):
         paired = len(parts) > 2 and len(parts) % 2 == 1
         return parts[-2].strip() if paired else last_number(text)
 
+    def example(self, value: object, gold: str) -> str:
+        r"""Write a solution with a ``\boxed{}`` as it is, and any other answer in the tags."""
+        return value.strip() if isinstance(value, str) and last_boxed(value) else super().example(value, gold)
+
     def formatted(self, text: str) -> bool:
         r"""Tell whether it is well tagged, or has exactly one ``\boxed{}`` and no tags."""
         return well_tagged(text) or (

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 REASONING_OPEN = "<reasoning>"
 REASONING_CLOSE = "</reasoning>"
 ANSWER_OPEN = "<answer>"
 ANSWER_CLOSE = "</answer>"
 TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes for a calculator: 48/2=<<48/2=24>>24
+
+
+def tagged(reasoning: str, answer: str) -> str:
+    """Write a completion in the tags, as the default system prompt asks for it; reasoning may be blank."""
+    reasoning = _CALCULATOR.sub("", reasoning).strip()
+    steps = f"{REASONING_OPEN}\n{reasoning}\n{REASONING_CLOSE}\n" if reasoning else ""
+    return f"{steps}{ANSWER_OPEN}\n{answer}\n{ANSWER_CLOSE}"
 
 
 def tagged_answer(text: str) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from rlvr_pl.types import RunError
-from rlvr_pl.verifiers.tags import last_line, tagged_answer, well_tagged
+from rlvr_pl.verifiers.tags import last_line, tagged, tagged_answer, well_tagged
 
 GOLD_MARK = "####"
 _PLAIN = (str, int, float, bool, type(None))
@@ -53,6 +53,15 @@ class Verifier:
     def formatted(self, text: str) -> bool:
         """Tell whether a completion has the form that it was asked for, and nothing else."""
         return well_tagged(text)
+
+    def example(self, value: object, gold: str) -> str:
+        """Write a row's answer as a completion should give it, for an example in the prompt.
+
+        Args:
+            value: of the answer's column; where it is a text, what stands before its last ``####`` is the reasoning.
+            gold: what :meth:`gold` has made of it.
+        """
+        return tagged(str(value).rpartition(GOLD_MARK)[0], gold)
 
     def equal(self, answer: str, gold: str) -> bool:
         """Tell whether an extracted answer is the gold answer.

@@ -11,16 +11,17 @@ import pytest
 from rlvr_pl.chat.answering import Answerer, _Stream
 from rlvr_pl.chat.command import split_line
 from rlvr_pl.chat.loading import load_model
-from rlvr_pl.chat.verdict import verdict
+from rlvr_pl.chat.verdict import read_gold, verdict
 from rlvr_pl.data.prompts import PromptFormat
 from rlvr_pl.main import main
 from rlvr_pl.rewards import Completion
 from rlvr_pl.run.signals import Interrupted
+from rlvr_pl.verifiers import Choice
 
 QUESTION = "Tom has 3 boxes of 4 pens. How many pens does he have?"
 ANSWER = "3+4=7\nThe answer is 7.\n"  # the embedded model adds where it should multiply, and seldom uses the tags
 WRONG = "[wrong: no answer in the tags; it is 12]\n"
-RIGHT = "[wrong: no answer in the tags; it is 7, which is its last number]\n"
+RIGHT = "[wrong: no answer in the tags; it is 7, and right by its last number]\n"
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +87,19 @@ def test_a_character_is_written_when_all_of_its_bytes_are_there(answerer: Answer
     [
         ("<answer>12.0</answer>", "right: 12.0"),
         ("12 <answer>7</answer>", "wrong: '7' in the tags; it is 12"),
-        ("<answer>7</answer> 12", "wrong: '7' in the tags; it is 12, which is its last number"),
-        ("It is 12.", "wrong: no answer in the tags; it is 12, which is its last number"),
+        ("<answer>7</answer> 12", "wrong: '7' in the tags; it is 12, and right by its last number"),
+        ("It is 12.", "wrong: no answer in the tags; it is 12, and right by its last number"),
         ("", "wrong: no answer in the tags; it is 12"),
     ],
 )
 def test_the_verdict(text: str, said: str) -> None:
     assert verdict(Completion(text, QUESTION, "12", tokens=9, truncated=False)) == said
+
+
+def test_the_verdict_is_the_verifier_s() -> None:
+    said = verdict(Completion("<answer>(b)</answer>", QUESTION, "B", tokens=9, truncated=False, verifier=Choice()))
+    assert said == "right: (b)"
+    assert read_gold("B. Paris", Choice()) == "B"
 
 
 def test_a_line_is_split_at_its_last_separator() -> None:
@@ -120,7 +127,7 @@ def test_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     shown = capsys.readouterr()
     asked = f"question: {QUESTION}\n"
     assert shown.out == asked + ANSWER + RIGHT + asked + ANSWER + asked
-    assert shown.err == "error: line 4: the answer 'x' is not a number\n"
+    assert shown.err == "error: line 4: no answer can be compared with 'x' by --verifier number\n"
 
 
 @pytest.mark.usefixtures("loaded")
@@ -133,7 +140,7 @@ def test_a_prompt_goes_on_after_a_mistake_and_ends_at_control_d(
     assert shown.out.startswith("Ask embedded; QUESTION ||| ANSWER has it graded. Ctrl-D ends.\nquestion: ")
     assert shown.out.endswith(f"{ANSWER}{WRONG}\n")
     mistakes = shown.err.splitlines()
-    assert mistakes[0] == "error: the answer 'x' is not a number"
+    assert mistakes[0] == "error: no answer can be compared with 'x' by --verifier number"
     assert mistakes[1].startswith("error: the prompt has ")
     assert mistakes[1].endswith(
         " tokens, which leaves 0 of the 512 positions of 'embedded'; ask something shorter, or for fewer with "
@@ -159,7 +166,7 @@ def test_a_prompt_ends_at_control_c_and_no_other_signal_is_lost(
     [
         (["--qestion", "x"], "unrecognized arguments: --qestion x. See "),
         (["--answer", "3"], "--answer needs --question. See "),
-        (["--question", "x", "--answer", "y"], "the answer 'y' is not a number"),
+        (["--question", "x", "--answer", "y"], "no answer can be compared with 'y' by --verifier number"),
         (["--temperature", "-1"], "argument --temperature: -1 is not a number from 0. See "),
         (["--max_tokens", "0"], "argument --max_tokens: 0 is not a number from 1. See "),
         (["--model", "./nowhere"], "model.policy: there is no folder './nowhere'"),

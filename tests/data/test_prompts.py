@@ -15,6 +15,7 @@ from rlvr_pl.data.few_shot import draw_examples
 from rlvr_pl.data.prompts import Example, PromptFormat, format_of, saved_prompt
 from rlvr_pl.pretrained import EMBEDDED_MODEL, load_tokenizer
 from rlvr_pl.types import ConfigError, Question
+from rlvr_pl.verifiers import Number
 from tests.helpers.paths import SHARED
 
 QWEN = SHARED / "qwen2.5-tokenizer"
@@ -68,14 +69,14 @@ def test_drawn_examples_are_the_same_for_every_seed_and_grow_by_the_next() -> No
 def test_a_drawn_solution_is_written_in_the_tags() -> None:
     row = {"question": "How many?", "answer": "Half is 48/2=<<48/2=24>>24.\nBoth are 48+24=<<48+24=72>>72.\n#### 72"}
     questions = [Question(i, row["question"], "72", "", (1,)) for i in range(2)]
-    (example,), left = draw_examples(questions, [row, row], 1, seed=0)
+    (example,), left = draw_examples(questions, [row, row], 1, seed=0, verifier=Number())
     assert example == Example(
         "How many?",
         "<reasoning>\nHalf is 48/2=24.\nBoth are 48+24=72.\n</reasoning>\n<answer>\n72\n</answer>",
     )
     assert len(left) == 1
 
-    (example,), _ = draw_examples(questions, [{"answer": "72"}] * 2, 1, seed=0)
+    (example,), _ = draw_examples(questions, [{"answer": "72"}] * 2, 1, seed=0, verifier=Number())
     assert example.answer == "<answer>\n72\n</answer>", "there is no solution to show"
 
 

@@ -128,3 +128,11 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next(verifier: Math, mo
 
 def test_its_name_is_its_settings() -> None:
     assert re.fullmatch(r"rlvr_pl\.verifiers\.mathematics\.Math\(limit_s=5\.0\)", Math().name)
+
+
+def test_an_example_in_the_prompt_gives_its_answer_as_completions_should() -> None:
+    solution = r"Half of 3 is $\frac32$. \boxed{\frac{3}{2}}"
+    verifier = Math()
+    assert verifier.example(solution, verifier.gold(solution)) == solution
+    assert verifier.extract(verifier.example(solution, r"\frac{3}{2}")) == r"\frac{3}{2}"
+    assert verifier.extract(verifier.example("Half of 3. #### 1.5", "1.5")) == "1.5", "in the tags"
