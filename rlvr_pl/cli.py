@@ -27,9 +27,10 @@ from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.data.prompts import saved_prompt
 from rlvr_pl.lightning_settings import check_settings, check_writable, explain
-from rlvr_pl.lora import check_same_adapter
+from rlvr_pl.lora import check_same_adapter, check_targets
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
+from rlvr_pl.preflight import check_division, check_factories, check_length, check_sharding, check_vocabulary
 from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoint_files import (
     VERIFIER,
@@ -303,8 +304,8 @@ class RLVRCommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot run before the trainer makes a folder for it or loads any weight."""
         if self.subcommand == "fit":
-            self.model.check_division(self.datamodule.prompts_per_rollout, self.world_size)
-            self.model.check_optimizer()
+            check_division(self.datamodule.prompts_per_rollout, self.model.minibatches_per_rollout, self.world_size)
+            check_factories(self.model.optimizer_factory, self.model.lr_scheduler_factory)
         self.check_folders()
         self.check_data()
         if self._checkpoint is not None:
@@ -338,14 +339,16 @@ class RLVRCommandLine(LightningCLI):
 
     def check_data(self) -> None:
         """Load and check the data, and whether the policy has a position and an embedding for every token."""
-        load_config(self.model.policy_name)
-        self.model.check_strategy(self.trainer.strategy)
-        self.model.check_adapter()
+        policy, adapter = self.model.policy_name, self.model.lora
+        config = load_config(policy)
+        check_sharding(self.trainer.strategy, policy, adapter=adapter is not None)
+        if adapter is not None:
+            check_targets(adapter, config)
         self.datamodule.reward_columns = self.model.reward_sum.columns
         self.datamodule.setup(self.subcommand)
         prompts = [q.prompt_ids for split in self.datamodule.questions.values() for q in split]
-        self.model.check_length(longest_prompt=max(map(len, prompts)))
-        self.model.check_vocabulary(highest_token=max(map(max, prompts)))
+        check_length(policy, max(map(len, prompts)), self.model.sampling.max_completion_tokens)
+        check_vocabulary(policy, highest_token=max(map(max, prompts)))
 
     def check_checkpoint(self, path: Path) -> None:
         """Check that a checkpoint is one to go on from: of this program, this policy, and for ``fit`` this run."""

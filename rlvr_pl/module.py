@@ -31,7 +31,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 from torch.optim import Optimizer
@@ -47,15 +46,14 @@ from rlvr_pl.lora import (
     add_adapter,
     check_same_adapter,
     check_same_base,
-    check_targets,
     is_of_adapter,
     merged_weights,
 )
 from rlvr_pl.losses import LossStrategy
+from rlvr_pl.preflight import check_division, check_sharding, take_one_epoch
 from rlvr_pl.pretrained import (
     checkpoint_activations,
     constants_kept,
-    empty_policy,
     find_model,
     fingerprint,
     load_config,
@@ -68,21 +66,18 @@ from rlvr_pl.pretrained import (
 from rlvr_pl.randomness import evaluation_noise, rollout_noise, seed_or_global
 from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
-from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine, why_not_covered
+from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
 from rlvr_pl.run.checkpoint_files import VERIFIER
 from rlvr_pl.run.environment import is_first_rank
-from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings, check_step, overflows
+from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings, overflows
 from rlvr_pl.run.place import run_folder
 from rlvr_pl.run.records import UNGRADED, EvaluationRecord, PredictionRecord, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
-from rlvr_pl.sharding.strategy import ShardedStrategy, check_strategy
 from rlvr_pl.sharding.weights import cut_like, gather, is_sharded, shard, whole
 from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least, check_finite
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 from rlvr_pl.verifiers import Number, Verifier
-
-_MAX_EPOCHS_UNSET = 1000  # what Lightning's trainer takes where it is given no limit
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -268,125 +263,13 @@ class GroupPolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot run, before any weight is loaded."""
-        self.check_strategy(self.trainer.strategy)
+        check_sharding(self.trainer.strategy, self.policy_name, adapter=self.lora is not None)
         if stage != "fit":
             return
-        self.take_one_epoch()
-        if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
-            self.check_division(self.trainer.datamodule.prompts_per_rollout, self.trainer.world_size)  # type: ignore[attr-defined]
-
-    def take_one_epoch(self) -> None:
-        """Have the trainer stop after one epoch, which is the whole run: a second one would do its rollouts again.
-
-        Raises:
-            ConfigError: if the trainer was given another limit.
-        """
-        loop = self.trainer.fit_loop
-        if loop.max_epochs == _MAX_EPOCHS_UNSET and loop.max_steps == -1:
-            loop.max_epochs = 1
-        elif (loop.max_epochs, loop.max_steps) != (1, -1) and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ConfigError(
-                f"the trainer has max_epochs {loop.max_epochs} and max_steps {loop.max_steps}; the budget is counted "
-                "in rollouts: give it max_epochs=1 and no max_steps, and set the data module's max_rollouts"
-            )
-
-    def check_division(self, prompts_per_rollout: int, world_size: int) -> None:
-        """Refuse a rollout whose minibatches would not hold whole groups, as many on each rank.
-
-        Raises:
-            ConfigError: naming the number that would do.
-        """
-        parts = self.minibatches_per_rollout * world_size
-        if prompts_per_rollout % parts:
-            raise ConfigError(
-                f"data.prompts_per_rollout is {prompts_per_rollout}, which is not divisible by "
-                f"{self.minibatches_per_rollout} minibatches (model.minibatches_per_rollout) × {world_size} ranks; "
-                f"make it a multiple of {parts}"
-            )
-
-    def check_strategy(self, strategy: Strategy) -> None:
-        """Refuse a trainer's strategy that cannot work, or not with this policy.
-
-        Raises:
-            ConfigError: naming what works.
-        """
-        check_strategy(strategy)
-        if not isinstance(strategy, ShardedStrategy):
-            return
-        if self.lora is not None:
-            raise ConfigError(
-                "model.lora: an adapter's policy cannot be sharded; it needs no gradients and no moments of the "
-                "weights' size: use trainer.strategy ddp"
-            )
-        if reason := why_not_covered(empty_policy(self.policy_name)):
-            raise ConfigError(
-                f"trainer.strategy is sharded, which model.policy {self.policy_name!r} cannot be: the decoder, which "
-                f"reads gathered weights, does not cover it: {reason}. Use ddp"
-            )
-
-    def check_length(self, longest_prompt: int) -> None:
-        """Refuse completions for whose last token the policy would have no position.
-
-        Raises:
-            ConfigError: if it has too few, or its configuration cannot be loaded.
-        """
-        positions = getattr(load_config(self.policy_name), "max_position_embeddings", None)
-        needed = longest_prompt + self.sampling.max_completion_tokens
-        if positions is not None and needed > positions:
-            raise ConfigError(
-                f"model.max_completion_tokens is {self.sampling.max_completion_tokens}; with the longest prompt of "
-                f"{longest_prompt} tokens that is {needed}, more than the {positions} positions of "
-                f"{self.policy_name!r}. Lower it, or data.max_prompt_tokens"
-            )
-
-    def check_optimizer(self) -> None:
-        """Refuse an optimizer or a schedule that cannot be made, with a parameter that is not the policy's.
-
-        Raises:
-            ConfigError: with what it says is wrong.
-        """
-        key = "model.optimizer"
-        try:
-            weight = torch.nn.Parameter(torch.ones(2, 2))
-            optimizer = self.optimizer_factory([weight])
-            check_step(optimizer, weight)
-            key = "model.lr_scheduler"
-            if self.lr_scheduler_factory is not None:
-                scheduler = self.lr_scheduler_factory(optimizer)
-                if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                    raise ValueError("ReduceLROnPlateau waits for a metric, which no optimizer step has")
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever a stranger's optimizer stumbles over
-            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
-
-    def check_vocabulary(self, highest_token: int) -> None:
-        """Refuse a tokenizer for whose tokens the policy would have no embedding.
-
-        Args:
-            highest_token: of all prompts.
-
-        Raises:
-            ConfigError: if it has too few, or its configuration or its tokenizer cannot be loaded.
-        """
-        embedded = load_config(self.policy_name).get_text_config().vocab_size
-        tokenizer = load_tokenizer(self.policy_name)
-        highest = max(highest_token, tokenizer.eos_token_id, tokenizer.pad_token_id or 0)  # it may have to embed a pad
-        if highest >= embedded:
-            raise ConfigError(
-                f"model.policy: the tokenizer of {self.policy_name!r} makes the token {highest} "
-                f"({tokenizer.convert_ids_to_tokens(highest)!r}), beyond the model's embedding of {embedded} tokens. "
-                "Give it the tokenizer that it was trained with, or resize and save it (resize_token_embeddings)"
-            )
-
-    def check_adapter(self) -> None:
-        """Refuse an adapter beside modules that the policy does not have.
-
-        Raises:
-            ConfigError: naming those that it has.
-        """
-        if self.lora is not None:
-            check_targets(self.lora, load_config(self.policy_name))
+        take_one_epoch(self.trainer)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            check_division(data.prompts_per_rollout, self.minibatches_per_rollout, self.trainer.world_size)
 
     def configure_model(self) -> None:
         """Load the policy, once."""

@@ -40,15 +40,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "update": {"types", "losses", "scoring"},
     "ranks": {"types"},
     "run": {"types", "proportion", "version", "sharding", "rollout", "evaluation", "verifiers"},
+    "preflight": {"types", "pretrained", "rollout", "run", "sharding"},
     "module": {
         *("types", "randomness", "losses", "verifiers", "rewards", "pretrained", "lora"),
-        *("sharding", "scoring", "rollout", "evaluation", "update", "ranks", "run", "schedule"),
+        *("sharding", "scoring", "rollout", "evaluation", "update", "ranks", "run", "schedule", "preflight"),
     },
     "config_files": {"types"},
     "lightning_settings": {"types", "sharding"},
     "cli": {
         *("types", "losses", "lora", "verifiers", "data", "pretrained"),
-        *("run", "module", "config_files", "lightning_settings"),
+        *("run", "preflight", "module", "config_files", "lightning_settings"),
     },
     "chat": {
         *("types", "losses", "verifiers", "rewards", "lora", "data", "rollout", "evaluation", "run", "module", "cli"),

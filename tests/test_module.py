@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from rlvr_pl.lora import LoRA, add_adapter
 from rlvr_pl.losses import GSPO
 from rlvr_pl.module import GroupPolicyModule
+from rlvr_pl.preflight import check_sharding
 from rlvr_pl.rollout import LeanEngine
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.sharding.strategy import ShardedStrategy
@@ -405,10 +406,9 @@ def test_the_module_stays_where_it_is_between_fit_validate_and_test(model_folder
 
 def test_a_policy_that_the_decoder_does_not_cover_is_not_sharded(tmp_path: Path) -> None:
     policy = make_tiny_policy(tmp_path / "policy", use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    module = GroupPolicyModule(policy, GSPO())
-    module.check_strategy(DDPStrategy())
+    check_sharding(DDPStrategy(), policy, adapter=False)
     with pytest.raises(ConfigError) as error:
-        module.check_strategy(ShardedStrategy())
+        check_sharding(ShardedStrategy(), policy, adapter=False)
     assert str(error.value) == (
         f"trainer.strategy is sharded, which model.policy {policy!r} cannot be: the decoder, which reads gathered "
         "weights, does not cover it: it has sliding-window layers. Use ddp"
