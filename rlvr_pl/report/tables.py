@@ -94,7 +94,7 @@ def gain_table(analysis: Analysis) -> Table:
     ]
     caption = (
         "The gain in strict accuracy, in points: what also shows in flexible accuracy (better answers), and what does "
-        "not (right answers that now stand in the tags)."
+        "not (right answers that now stand where they should)."
     )
     return Table(caption, ["arm", "Δ strict", "of it better answers", "of it format"], rows)
 

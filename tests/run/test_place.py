@@ -13,7 +13,7 @@ from rlvr_pl.main import main
 from rlvr_pl.run.place import Place, place_of
 from tests.helpers.runs import last_state, read_scalars, tiny_run
 
-TENSORBOARD, CSV = (f"lightning.pytorch.loggers.{name}" for name in ("TensorBoardLogger", "CSVLogger"))
+TENSORBOARD, CSV, WANDB = (f"lightning.pytorch.loggers.{name}Logger" for name in ("TensorBoard", "CSV", "Wandb"))
 DIARY = "tests.helpers.runs.Diary"
 
 
@@ -52,8 +52,9 @@ WHOLE = {"checkpoints", "config.yaml", "evaluations", "run.json", "run.lock", "b
             "logs/mine/version_0",
             {"diary.txt", "csv", "hparams.yaml"},
         ),
+        ([logger(WANDB, save_dir="logs", name="mine", offline=True)], "logs/mine/version_0", {"wandb"}),
     ],
-    ids=["none", "one that Lightning does not know", "three"],
+    ids=["none", "one that Lightning does not know", "three", "wandb"],
 )
 def test_a_run_lies_in_one_folder_and_goes_on_there(
     loggers: Any,
