@@ -107,7 +107,7 @@ class OneLineErrorParser(LightningArgumentParser):
 
     def _remedy(self, message: str) -> str:
         if 'Parser key "model.loss"' in message and "import path" in message:
-            names = sorted(subclass.__name__ for subclass in LossStrategy.__subclasses__())
+            names = sorted({subclass.__name__ for subclass in LossStrategy.__subclasses__()})
             return f"Choose from {', '.join(names)}, or give the class path of an objective of your own"
         if 'Parser key "model.loss"' in message and "not accepted" in message:
             return "See --model.loss.help followed by the objective's name"

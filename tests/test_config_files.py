@@ -114,7 +114,7 @@ def test_where_the_package_is_installed_its_own_folder_has_them(
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("quikstart", "Did you mean quickstart?"), ("nonsense", "Choose from compare, compare_controls,")],
+    [("quikstart", "Did you mean quickstart?"), ("nonsense", "Choose from choice, compare, compare_controls,")],
 )
 def test_a_mistyped_name_is_refused_with_what_there_is(name: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as refused:

@@ -15,7 +15,7 @@ from tests.helpers.comparisons import QUICKSTART, plan
     ("arms", "message"),
     [
         ({"good": {}, "bad": {"model.grop_size": 8}}, r"arm bad: .*model\.grop_size.*Did you mean model\.group_size"),
-        ({"good": {}, "bad": {"model.loss": "GSPPO"}}, r"arm bad: .*GSPPO.*Choose from DrGRPO, GRPO"),
+        ({"good": {}, "bad": {"model.loss": "GSPPO"}}, r"arm bad: .*GSPPO.*Choose from DrGRPO,.*GRPO, GSPO"),
         ({"good": {}, "bad": {"model.loss.clip_low": -1}}, r"arm bad: model\.loss\.clip_low is -1\.0"),
         ({"good": {}, "bad": {"model.minibatches_per_rollout": 5}}, "arm bad: .*not divisible by 5 minibatches"),
         ({"good": {}, "bad": {"data.max_rollouts": 12}}, r"data\.max_rollouts is 24 for good, 12 for bad"),

@@ -50,7 +50,7 @@ def run(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             r"model\.lr_scheduler: tests\.helpers\.runs\.unannotated_scheduler is neither .* annotations say",
         ),
         (["--model.lr_schedule={{warmup: 1.5}}"], r"model\.lr_schedule\.warmup is 1\.5; it is a share of the run"),
-        (["--model.loss=GSPPO"], r"model\.loss.*GSPPO.*Choose from DrGRPO, GRPO, GSPO, GSPOToken"),
+        (["--model.loss=GSPPO"], r"model\.loss.*GSPPO.*Choose from DrGRPO,.*GRPO, GSPO, GSPOToken"),
         (["--model.loss=torch.nn.Linear"], r"model\.loss"),
         (["--model.loss.clip_lo=3e-4"], r"model\.loss.*clip_lo.*--model\.loss\.help"),
         (["--model.loss.clip_low=-1"], r"model\.loss\.clip_low is -1\.0; it must lie in \[0, 1\]"),
