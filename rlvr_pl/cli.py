@@ -27,7 +27,7 @@ from rlvr_pl.config_files import expand_bases
 from rlvr_pl.data import GSM8KDataModule
 from rlvr_pl.data.prompts import saved_prompt
 from rlvr_pl.lightning_settings import check_settings, check_writable, explain
-from rlvr_pl.lora import check_same_adapter, check_targets
+from rlvr_pl.lora import check_targets
 from rlvr_pl.losses import LossStrategy
 from rlvr_pl.module import GroupPolicyModule
 from rlvr_pl.preflight import check_division, check_factories, check_length, check_sharding, check_vocabulary
@@ -35,7 +35,6 @@ from rlvr_pl.pretrained import load_config
 from rlvr_pl.run.checkpoint_files import (
     VERIFIER,
     WholeFileCheckpoints,
-    check_architecture,
     check_same_run,
     read_checkpoint,
 )
@@ -361,9 +360,7 @@ class RLVRCommandLine(LightningCLI):
                 changes += [] if now == before else [f"data.verifier is {now} and was {before}"]
                 check_same_run(checkpoint, self.model.hparams, path, changes)
             check_optimizer(checkpoint, self.model.optimizer_factory, path)
-        shapes = self.model.checkpoint_shapes()
-        check_same_adapter(checkpoint["state_dict"], shapes)
-        check_architecture(checkpoint, shapes, path, self.model.policy_name)
+        self.model.check_tensors(checkpoint, path)
 
     # Around fit
 

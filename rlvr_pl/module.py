@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
-from rlvr_pl.evaluation import EvaluationMetrics, grade
+from rlvr_pl.evaluation import EvaluationMetrics, Grade, grade
 from rlvr_pl.lora import (
     BASE,
     LoRA,
@@ -67,15 +67,15 @@ from rlvr_pl.randomness import evaluation_noise, rollout_noise, seed_or_global
 from rlvr_pl.ranks import gather_over_ranks
 from rlvr_pl.rewards import Completion, Rewards, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import RolloutEngine, Sampling, choose_engine
-from rlvr_pl.run.checkpoint_files import VERIFIER
+from rlvr_pl.run.checkpoint_files import VERIFIER, check_architecture
 from rlvr_pl.run.environment import is_first_rank
 from rlvr_pl.run.optimizer import OPTIMIZER_SETTINGS, OptimizerSettings, overflows
 from rlvr_pl.run.place import run_folder
-from rlvr_pl.run.records import UNGRADED, EvaluationRecord, PredictionRecord, records_path, write_records
+from rlvr_pl.run.records import UNGRADED, EvaluationRecord, PredictionRecord, gold_of, records_path, write_records
 from rlvr_pl.schedule import LRSchedule
 from rlvr_pl.scoring import Layout, Scored, choose_layout
 from rlvr_pl.sharding.weights import cut_like, gather, is_sharded, shard, whole
-from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Rollout, check_at_least, check_finite
+from rlvr_pl.types import ConfigError, Diverged, PromptBatch, Question, Rollout, check_at_least, check_finite
 from rlvr_pl.update import OldPolicy, Update, UpdateStats, cut_into_minibatches
 from rlvr_pl.verifiers import Number, Verifier
 
@@ -395,6 +395,7 @@ class GroupPolicyModule(LightningModule):
         ids = [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         questions, truncated = rollout.by_row(prompts.questions), rollout.truncated.tolist()
+        verifier = self.verifier
         return [
             Completion(
                 text=text,
@@ -403,7 +404,7 @@ class GroupPolicyModule(LightningModule):
                 tokens=length,
                 truncated=cut,
                 alternatives=question.alternatives,
-                verifier=self.verifier,
+                verifier=verifier,
                 columns=question.columns,
             )
             for text, question, length, cut in zip(texts, questions, lengths, truncated, strict=True)
@@ -512,21 +513,18 @@ class GroupPolicyModule(LightningModule):
 
     def predict_step(self, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Answer a batch, and grade what has gold answers; ``trainer.predict`` returns its records."""
-        rollout = self.answer(prompts)
-        completions = self.read(rollout, prompts)
-        questions = rollout.by_row(prompts.questions)
         records = [
             asdict(
                 PredictionRecord(
                     question=question.index,
                     question_text=question.question,
-                    sample=rollout.place(row)[1],
-                    **(asdict(grade(completion)) | ({} if question.gold is not None else UNGRADED)),
-                    gold=None if question.gold is None else " | ".join(completion.golds),
+                    sample=sample,
+                    **(asdict(graded) | ({} if question.gold is not None else UNGRADED)),
+                    gold=None if question.gold is None else gold_of(completion.golds),
                     completion=completion.text,
                 )
             )
-            for row, (question, completion) in enumerate(zip(questions, completions, strict=True))
+            for question, sample, completion, graded in self._graded(prompts)
         ]
         self.evaluation_records += records
         return records
@@ -542,21 +540,27 @@ class GroupPolicyModule(LightningModule):
 
     def evaluate(self, prompts: PromptBatch) -> None:
         """Answer and grade a batch of questions."""
-        rollout = self.answer(prompts)
-        completions = self.read(rollout, prompts)
-        grades = [grade(completion) for completion in completions]
-        self.evaluation_metrics.update(grades, self.verifier)
-        for row, (completion, graded) in enumerate(zip(completions, grades, strict=True)):
-            prompt, sample = rollout.place(row)
+        answers = self._graded(prompts)
+        self.evaluation_metrics.update([graded for *_, graded in answers], self.verifier)
+        for question, sample, completion, graded in answers:
             record = EvaluationRecord(
-                question=prompts.questions[prompt].index,
+                question=question.index,
                 sample=sample,
-                gold=" | ".join(completion.golds),
+                gold=gold_of(completion.golds),
                 **asdict(graded),
                 completion=completion.text,
-                cluster=prompts.questions[prompt].cluster,
+                cluster=question.cluster,
             )
             self.evaluation_records.append(asdict(record))
+
+    def _graded(self, prompts: PromptBatch) -> list[tuple[Question, int, Completion, Grade]]:
+        """Answer a batch: each question with the number of its sample, that completion, and its grade."""
+        rollout = self.answer(prompts)
+        rows = zip(rollout.by_row(prompts.questions), self.read(rollout, prompts), strict=True)
+        return [
+            (question, rollout.place(row)[1], completion, grade(completion))
+            for row, (question, completion) in enumerate(rows)
+        ]
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation_metrics.reset()
@@ -662,6 +666,20 @@ class GroupPolicyModule(LightningModule):
         else:
             shapes = adapter_shapes(self.lora, load_config(self.policy_name))
         return {f"policy.{name}": shape for name, shape in shapes.items()}
+
+    def check_tensors(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint whose tensors are not those of this policy, or of its adapter; no weight is loaded.
+
+        Args:
+            checkpoint: as ``read_checkpoint`` gives it.
+            path: its file.
+
+        Raises:
+            ConfigError: naming what differs.
+        """
+        shapes = self.checkpoint_shapes()
+        check_same_adapter(checkpoint["state_dict"], shapes)
+        check_architecture(checkpoint, shapes, path, self.policy_name)
 
     def check_base(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of an adapter that stood beside other weights; to know, the policy is loaded.

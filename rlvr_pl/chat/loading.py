@@ -9,10 +9,10 @@ import torch
 
 from rlvr_pl.cli import place_of_runs
 from rlvr_pl.data.prompts import PromptFormat, format_of, saved_prompt
-from rlvr_pl.lora import LoRA, check_same_adapter
+from rlvr_pl.lora import LoRA
 from rlvr_pl.losses import GSPO
 from rlvr_pl.module import GroupPolicyModule
-from rlvr_pl.run.checkpoint_files import check_architecture, read_checkpoint
+from rlvr_pl.run.checkpoint_files import read_checkpoint
 from rlvr_pl.run.configuration import read_config
 from rlvr_pl.run.folder import find_checkpoint
 from rlvr_pl.run.lock import RunLock
@@ -61,9 +61,7 @@ def load_checkpoint(path: Path, policy: str | None, seed: int) -> tuple[GroupPol
         seed=seed,
         lora=LoRA.of(config),
     )
-    shapes = module.checkpoint_shapes()
-    check_same_adapter(checkpoint["state_dict"], shapes)
-    check_architecture(checkpoint, shapes, path, module.policy_name)
+    module.check_tensors(checkpoint, path)
     module.configure_model()
     module.load_state_dict(checkpoint["state_dict"])
     return _on_device(module), prompt

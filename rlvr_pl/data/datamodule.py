@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from rlvr_pl.data.few_shot import draw_examples, leave_out
-from rlvr_pl.data.fields import Fields
+from rlvr_pl.data.fields import Fields, answer_fields
 from rlvr_pl.data.loaders import EvaluationLoader, RolloutLoader
 from rlvr_pl.data.problems import Split
 from rlvr_pl.data.prompts import PLAIN_FORMAT, SYSTEM_PROMPT, Example, PromptFormat, warn_if_plain
@@ -96,7 +96,7 @@ class GSM8KDataModule(LightningDataModule):
         check_at_least(0, "data", seed=seed, split_seed=split_seed)
         self.source = find_source(source)
         self.question = question
-        self.answers = (answer,) if isinstance(answer, str) else tuple(answer)
+        self.answers = answer_fields(answer)
         if not self.answers:
             raise ConfigError("data.answer is an empty list; name the field of the gold answers")
         self.verifier = find_verifier(verifier)
@@ -120,9 +120,8 @@ class GSM8KDataModule(LightningDataModule):
         self.seed = seed
         self.split_seed = split_seed
         self.questions: dict[str, list[Question]] = {}
-        self.reward_columns: Mapping[str, str] | None = (
-            None  # that rewards ask for; None: those of the trainer's module
-        )
+        # That rewards ask for; None: those of the trainer's module.
+        self.reward_columns: Mapping[str, str] | None = None
         self._encoded_for: str | None = None  # whose tokenizer made the prompts of these questions
         self._columns: Mapping[str, str] = {}  # that these questions hold
 

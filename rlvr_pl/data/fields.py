@@ -9,6 +9,11 @@ from rlvr_pl.types import ConfigError, RunError
 from rlvr_pl.verifiers import Number, Verifier
 
 
+def answer_fields(answer: str | Sequence[str]) -> tuple[str, ...]:
+    """List the fields that ``data.answer`` names, which is one or several."""
+    return (answer,) if isinstance(answer, str) else tuple(answer)
+
+
 @dataclass(frozen=True)
 class Fields:
     """Reads rows; a row may have more fields than these.

@@ -157,9 +157,8 @@ def format_of(tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
 
 def saved_prompt(checkpoint: Mapping[str, Any]) -> PromptFormat | None:
     """Read the prompt of a checkpoint's run; None where it was written before it held one."""
-    parts = (
-        part for part in checkpoint.values() if isinstance(part, Mapping)
-    )  # the data module's has its class's name
+    # The data module's state stands under its class's name, which may be a subclass's.
+    parts = (part for part in checkpoint.values() if isinstance(part, Mapping))
     saved = next((part[_SAVED] for part in parts if _SAVED in part), None)
     if saved is None:
         return None

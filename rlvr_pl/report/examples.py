@@ -13,7 +13,7 @@ from rlvr_pl.report.judging import verifier_of
 from rlvr_pl.report.outcomes import METRICS, ROLLOUT_OF, Outcomes
 from rlvr_pl.report.run_files import read_completions
 from rlvr_pl.report.study import Study
-from rlvr_pl.run.records import records_path
+from rlvr_pl.run.records import gold_of, records_path
 
 _ALL = 6  # examples, shared out between the arms
 _EMBEDDED = ("rlvr_pl.data.EmbeddedProblems", "rlvr_pl.data.sources.EmbeddedProblems")
@@ -123,23 +123,21 @@ def _question_texts(study: Study, outcomes: Outcomes) -> dict[int, str]:
     if source != "embedded" and not (isinstance(source, str) and Path(source).expanduser().exists()):
         return {}
     # Imported here: what reads data sets loads libraries that nothing else in a report needs.
-    from rlvr_pl.data.fields import Fields
+    from rlvr_pl.data.fields import Fields, answer_fields
     from rlvr_pl.data.sources import EmbeddedProblems, LocalDataset
 
     verifier = verifier_of(settings)
     if verifier is None:
         return {}
-    answers = settings.get("data.answer", "answer")
-    fields = Fields(
-        settings.get("data.question", "question"), (answers,) if isinstance(answers, str) else tuple(answers), verifier
-    )
+    answers = answer_fields(settings.get("data.answer", "answer"))
+    fields = Fields(settings.get("data.question", "question"), answers, verifier)
     rows_of = EmbeddedProblems(**arguments) if source == "embedded" else LocalDataset(str(source))
     try:
         rows: Any = rows_of("test") if outcomes.split == "test" else rows_of("train")
         if rows is None:
             rows = rows_of("train")  # without a test split, the tested questions were held out of train
         table = list(rows)
-        if all(" | ".join(fields.read_golds(table[number])) == gold for number, gold in outcomes.golds):
+        if all(gold_of(fields.read_golds(table[number])) == gold for number, gold in outcomes.golds):
             return {number: table[number][fields.question] for number, _ in outcomes.golds}
     except Exception:  # any file may lie at that path by now; the report goes without the texts
         pass

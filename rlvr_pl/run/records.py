@@ -48,6 +48,11 @@ class PredictionRecord:
     truncated: bool
 
 
+def gold_of(answers: Iterable[str]) -> str:
+    """Write the answers that are accepted as a record's ``gold``."""
+    return " | ".join(answers)
+
+
 UNGRADED = {"correct": None, "correct_flexible": None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.referee import repeated_aa
 from rlvr_pl.report.analysis import analyse
 from rlvr_pl.report.departures import find_departures
-from rlvr_pl.report.study import load_study
+from rlvr_pl.report.study import Study, load_study
 from rlvr_pl.report.tables import accuracy_table, pair_table, tuning_table
 from rlvr_pl.report.two_way import Estimate
 from rlvr_pl.report.verdict import verdict
@@ -18,11 +18,17 @@ PAGE = PAGES["comparing"]
 LINE = in_one_line(PAGE)
 
 
-def test_the_page_shows_the_results_of_the_embedded_comparison() -> None:
-    study = load_study(REFERENCE / "compare_embedded")
+def load_whole(name: str, runs: int) -> Study:
+    """A reference comparison, of which every run has finished as was declared."""
+    study = load_study(REFERENCE / name)
     assert study.problems == []
-    assert len(study.finished) == 18
+    assert len(study.finished) == runs
     assert find_departures(study) == []
+    return study
+
+
+def test_the_page_shows_the_results_of_the_embedded_comparison() -> None:
+    study = load_whole("compare_embedded", runs=18)
     analysis = analyse(study)
     for method, accuracy, _, initial, final, gain, _ in accuracy_table(analysis).rows:
         assert f"| {method} | {accuracy} | {initial} | {final} | {gain} |" in PAGE
@@ -55,11 +61,7 @@ def test_the_page_shows_the_results_of_the_embedded_comparison() -> None:
 
 
 def test_the_controls_found_what_is_there_and_nothing_where_nothing_is() -> None:
-    study = load_study(REFERENCE / "compare_controls")
-    assert study.problems == []
-    assert len(study.finished) == 15
-    assert find_departures(study) == []
-    analysis = analyse(study)
+    analysis = analyse(load_whole("compare_controls", runs=15))
     pairs = {(pair, metric): (difference, p) for pair, metric, _, difference, _, p, *_ in pair_table(analysis).rows}
     found, p = pairs["GRPO-a − GRPO-tenth", "strict"]
     assert p == "< .001"
@@ -74,12 +76,7 @@ def test_the_controls_found_what_is_there_and_nothing_where_nothing_is() -> None
 
 
 def test_the_page_shows_how_many_updates_a_rollout_bears() -> None:
-    folder = REFERENCE / "compare_staleness"
-    study = load_study(folder)
-    assert study.problems == []
-    assert len(study.finished) == 12
-    assert find_departures(study) == []
-    analysis = analyse(study)
+    analysis = analyse(load_whole("compare_staleness", runs=12))
     areas = {efficiency.arm: with_interval(efficiency.area) for efficiency in analysis.efficiency}
     for arm, accuracy, _, _, final, *_ in accuracy_table(analysis).rows:
         if accuracy == "strict":
