@@ -49,18 +49,21 @@ class ByLength:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Segments side by side, padded on the right with whatever stands at place 0."""
+class Alone:
+    """Each prompt and each completion by itself, padded on the right to blocks of like length."""
 
-    queries: Tensor  # (segments, Q) int64, places in the row
-    pads: Tensor  # (segments, Q) bool
-    targets: Tensor  # (segments · Q,) int64, the same places, with that behind the row's end for pads
+    blocks: Sequence[tuple[int, int]]  # segments and tokens of each, one block behind the other: P places
+    sources: Tensor  # (P,) int64, places in the row; a pad has that of its segment's first token
+    pads: Tensor  # (P,) bool
+    places: Tensor  # (S,) int64, where in the blocks each token of the row stands
 
 
 @dataclass(frozen=True)
-class MaskedBlock(Block):
-    """Segments with keys of their own."""
+class MaskedBlock:
+    """Segments with keys of their own, padded on the right with whatever stands at place 0."""
 
+    queries: Tensor  # (segments, Q) int64, places in the row
+    targets: Tensor  # (segments · Q,) int64, the same places, with that behind the row's end for pads
     keys: Tensor  # (segments, K) int64, places in the row
     visible: Tensor  # (segments, 1, Q, K) bool; a pad sees something too, or it would be NaN
 
@@ -100,11 +103,23 @@ class Packing:
         )
 
     @cached_property
-    def alone(self) -> list[Block]:
-        """Each prompt and each completion by itself, those of like length together."""
-        queries, _ = self._segments()
-        batches = batches_by_tokens([len(segment) for segment in queries], _BLOCK_TOKENS)
-        return [Block(*map(self._tensor, self._block([queries[i] for i in rows]))) for rows in batches]
+    def alone(self) -> Alone:
+        """What a kernel for segments of equal length takes."""
+        segments = [part for group in self.groups for part in (group.prompt, *group.completions)]
+        starts = np.array([segment.start for segment in segments])
+        lengths = np.array([segment.stop - segment.start for segment in segments])
+        blocks, sources, pads = [], [], []
+        for rows in batches_by_tokens(lengths.tolist(), _BLOCK_TOKENS):
+            longest = int(lengths[rows].max())
+            column = np.arange(longest)
+            beyond = column >= lengths[rows, None]
+            blocks.append((len(rows), longest))
+            sources.append((starts[rows, None] + np.where(beyond, 0, column)).ravel())
+            pads.append(beyond.ravel())
+        source, pad = np.concatenate(sources), np.concatenate(pads)
+        places = np.empty(self.tokens, dtype=np.int64)
+        places[source[~pad]] = np.flatnonzero(~pad)
+        return Alone(blocks, *map(self._tensor, (source, pad, places)))
 
     @cached_property
     def masked(self) -> list[MaskedBlock]:
@@ -114,19 +129,16 @@ class Packing:
         blocks = []
         for kind in sorted(set(is_prompt)):
             chosen = [(q, k) for q, k, this in zip(queries, keys, is_prompt, strict=True) if this == kind]
-            block = self._block([q for q, _ in chosen])
+            q, pads = _pad([q for q, _ in chosen])
             k, _ = _pad([k for _, k in chosen])
-            visible = np.zeros((*block[0].shape, k.shape[1]), dtype=bool)
+            targets = np.where(pads, self.tokens, q).ravel()
+            visible = np.zeros((*q.shape, k.shape[1]), dtype=bool)
             visible[..., 0] = True
             for row, segment in enumerate(chosen):
                 n, m = map(len, segment)
                 visible[row, :n, :m] = np.tri(n, m, m - n, dtype=bool)
-            blocks.append(MaskedBlock(*map(self._tensor, (*block, k, visible[:, None]))))
+            blocks.append(MaskedBlock(*map(self._tensor, (q, targets, k, visible[:, None]))))
         return blocks
-
-    def _block(self, segments: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        queries, pads = _pad(segments)
-        return queries, pads, np.where(pads, self.tokens, queries).ravel()
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
