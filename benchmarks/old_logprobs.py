@@ -28,7 +28,7 @@ from rlvr_pl.pretrained import load_config, load_policy, load_tokenizer, stop_to
 from rlvr_pl.randomness import rollout_noise
 from rlvr_pl.rewards import Completion, RewardSum, RewardTerm, correctness, tag_format
 from rlvr_pl.rollout import LeanEngine, Sampling
-from rlvr_pl.scoring import choose_layout
+from rlvr_pl.scoring import choose_layout, use_lean_layers
 from rlvr_pl.types import LossInputs, LossOutput, Question, Rollout
 from rlvr_pl.update import OldPolicy, Update, cut_into_minibatches
 
@@ -47,6 +47,7 @@ def main() -> None:
     table = Table("precision", "objective", "|log-ratio| rms", "worst", "clipped", "gradient turned by", "longer by")
     for precision in ("32-true", "bf16-mixed"):
         policy = load_policy("embedded", load_config("embedded")).train()
+        use_lean_layers(policy)
         stops = stop_token_ids(policy, tokenizer)
         with torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext():
             engine = LeanEngine(policy, stops, 0)

@@ -29,7 +29,7 @@ from rlvr_pl.rollout.group_cache import GroupCache
 from rlvr_pl.rollout.lean import PREFILL_TOKENS, whole_blocks
 from rlvr_pl.rollout.sampling import choose_tokens
 from rlvr_pl.rollout.weights import DecoderWeights
-from rlvr_pl.scoring import PackedGroups, Sequences, score
+from rlvr_pl.scoring import PackedGroups, Sequences, score, use_lean_layers
 from rlvr_pl.scoring.attention import PACKED_GROUPS
 
 ACTIVATIONS, CACHE, ENGINE = "activations and logits", "cache of keys and values", "weights' copy for decoding"
@@ -111,8 +111,8 @@ def estimate_memory(
         group_size, rollout_slots, micro_batch_tokens, gradient_checkpointing, release_rollout_memory: as the module's.
         reference: whether there is a reference policy.
         lora: the adapters that learn in the weights' place, whose reference policy takes nothing.
-        on_cpu: whether the engine keeps the prompts of groups in flight beside the completions, as it does on a CPU.
-            They are taken to be as many as fill the slots; where members end one by one there are more.
+        on_cpu: whether layers are lean and the engine keeps the prompts of groups in flight beside the completions, as
+            on a CPU. Prompts are taken to be as many as fill the slots; where members end one by one there are more.
     """
 
     def of(layers: int) -> MemoryEstimate:
@@ -139,6 +139,8 @@ def estimate_memory(
             if gradient_checkpointing:
                 checkpoint_activations(policy)
             policy.set_attn_implementation(PACKED_GROUPS)
+            if on_cpu:
+                use_lean_layers(policy)
             micro_batch = _micro_batch(group_size, prompt_tokens, completion_tokens, micro_batch_tokens)
             update = _update(policy, mixed, micro_batch, memory)
         kept = {} if release_rollout_memory else engine

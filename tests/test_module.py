@@ -171,7 +171,8 @@ def test_an_adapter_learns_what_the_plain_loop_teaches_it(objective: str, model_
         max_grad_norm=None,
         lora=lora,
     )
-    assert_weights(fitted.weights, weights_of(expected.model), atol=5e-5)
+    # Of moves above 0.01: lean layers round otherwise than the loop's, and lora_alpha / r makes eight times of it.
+    assert_weights(fitted.weights, weights_of(expected.model), atol=1e-4)
     learned = fitted.weights
     assert all(torch.equal(learned.get(name, learned.get(_inside(name))), w) for name, w in before.items())
     moved = max(weight.abs().max().item() for name, weight in learned.items() if "lora_B" in name)
