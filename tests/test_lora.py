@@ -370,6 +370,10 @@ def test_an_adapter_stays_with_the_weights_that_it_has_learned_beside(
         )
         assert sorted(tmp_path.rglob("*")) == before
 
+    with pytest.raises(SystemExit):
+        main(["chat", f"--ckpt={last}", f"--model={other}", "--question=What is 1 + 1?"])
+    assert "the checkpoint's adapter has learned beside other weights" in capsys.readouterr().err
+
     copy = shutil.copytree(policy, tmp_path / "copy")
     same = fingerprint(load_policy(str(copy), load_config(str(copy))))
     assert same == last_state(run)["base_weights"] != fingerprint(load_policy(other, load_config(other)))

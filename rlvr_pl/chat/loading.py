@@ -63,6 +63,7 @@ def load_checkpoint(path: Path, policy: str | None, seed: int) -> tuple[GroupPol
     )
     module.check_tensors(checkpoint, path)
     module.configure_model()
+    module.check_base(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return _on_device(module), prompt
 
