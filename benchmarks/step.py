@@ -45,7 +45,7 @@ from policies import qwen2_shape, random_policy
 from rlvr_pl.losses import GRPO
 from rlvr_pl.pretrained import load_config, load_policy, load_tokenizer
 from rlvr_pl.rollout import LeanEngine, Sampling
-from rlvr_pl.scoring import choose_layout
+from rlvr_pl.scoring import choose_layout, use_lean_layers
 from rlvr_pl.types import Rollout
 from rlvr_pl.update import OldPolicy, Update, cut_into_minibatches
 
@@ -136,8 +136,10 @@ class Ours:
         self.case, self.replay = case, replay
         self.policy = case.policy().train()
         self.references = [case.policy().eval().requires_grad_(False)] if case.beta else []
+        for policy in (self.policy, *self.references):
+            use_lean_layers(policy)
         self.loss = GRPO(beta=case.beta)
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, fused=True)
         self.layout = choose_layout(self.policy, *self.references)
         self.rollout = replay.rollout(self.policy, case.group)
         self.engine = LeanEngine(self.policy, (-1,), 0)
