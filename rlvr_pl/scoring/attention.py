@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlvr_pl.scoring.in_parts import attend_in_parts
+from rlvr_pl.scoring.in_parts import attend_in_parts, tokens_first
 from rlvr_pl.scoring.packing import MaskedBlock, Packing
 from rlvr_pl.scoring.take import take
 from rlvr_pl.varlen import varlen_takes
@@ -61,7 +61,7 @@ def attend_in_groups(
     if varlen_takes(key, "window_size"):
         return _by_length(query, key, value, packing, scale), None
     if _cpu_attention_takes(query, value):
-        q, k, v = (_tokens_first(x) for x in (query, key, value))
+        q, k, v = (tokens_first(x) for x in (query, key, value))
         return attend_in_parts(q, k, v, packing, scale).unsqueeze(0), None
     return _padded(query, key, value, packing, scale), None
 
@@ -77,7 +77,7 @@ AttentionMaskInterface.register(PACKED_GROUPS, sdpa_mask)
 def _by_length(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """Give each completion a copy of its prompt's keys: one kernel for all segments, whatever their lengths."""
     layout = packing.by_length
-    queries, keys, values = (_tokens_first(x) for x in (query, key, value))
+    queries, keys, values = (tokens_first(x) for x in (query, key, value))
     attended = varlen.varlen_attn(
         queries.contiguous(),
         take(keys, layout.keys),
@@ -96,7 +96,7 @@ def _by_length(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scal
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """Pad segments to equal lengths, and mask: slower, and the same on every device and in every precision."""
-    queries, keys, values = (_tokens_first(x) for x in (query, key, value))
+    queries, keys, values = (tokens_first(x) for x in (query, key, value))
     repeats = queries.shape[1] // keys.shape[1]  # kernels take a mask or grouped heads, not both
     output = query.new_empty((packing.tokens + 1, queries.shape[1], values.shape[2]))
     for block in packing.masked:
@@ -107,11 +107,6 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: 
             F.scaled_dot_product_attention(_segments(queries, block), k, v, block.visible, scale=scale),
         )
     return output[:-1].unsqueeze(0)
-
-
-def _tokens_first(x: Tensor) -> Tensor:
-    """From (1, heads, n, …), as models and kernels have it, to (n, heads, …)."""
-    return x[0].transpose(0, 1)
 
 
 def _segments(x: Tensor, block: MaskedBlock) -> Tensor:

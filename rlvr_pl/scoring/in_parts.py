@@ -46,7 +46,7 @@ class _InParts(torch.autograd.Function):
                 continue
             answers, prompt = group.answers, group.prompt
             seen = (_heads_first(x[place]) for x, place in ((query, answers), (key, prompt), (value, prompt)))
-            of_prompt, prompt_log = (_tokens_first(x) for x in cpu_attention.attention(*seen, 0.0, False, scale=scale))
+            of_prompt, prompt_log = (tokens_first(x) for x in cpu_attention.attention(*seen, 0.0, False, scale=scale))
             own = log_normalizer[answers]
             output[answers].lerp_(of_prompt, (prompt_log - own).sigmoid().unsqueeze(-1).to(output.dtype))
             torch.logaddexp(own, prompt_log, out=own)
@@ -85,7 +85,7 @@ class _InParts(torch.autograd.Function):
             )
             parts = cpu_attention.attention_backward(*seen, 0.0, False, scale=ctx.scale)
             for target, place, part in zip(gradients, (answers, prompt, prompt), parts, strict=True):
-                target[place] += _tokens_first(part)
+                target[place] += tokens_first(part)
         return *gradients, None, None
 
 
@@ -109,8 +109,8 @@ def _blocks(inputs: Sequence[Tensor], alone: Alone) -> Iterator[list[Tensor]]:
         start = stop
 
 
-def _tokens_first(x: Tensor) -> Tensor:
-    """From (1, heads, n, …) to (n, heads, …)."""
+def tokens_first(x: Tensor) -> Tensor:
+    """Turn (1, heads, n, …), as models and kernels have it, into (n, heads, …)."""
     return x[0].transpose(0, 1)
 
 
